@@ -1,0 +1,183 @@
+"""What every results store promises, and the form of a stored record.
+
+A record is what is known of a task: its state, the attempt that wrote it, and for a finished task
+its value or error. It is 5 bytes that scripts compare without decoding (state letter, attempt as a
+big-endian u32), followed by msgpack. A terminal record is never overwritten, and a record of an
+earlier attempt never replaces that of a later one; stores decide that atomically.
+"""
+
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgpack
+
+from taskq import codecs, outcome
+from taskq.errors import DecodeError, RemoteError
+
+_HEAD = struct.Struct(">cI")
+_LETTERS: Final = {
+    outcome.PENDING: b"P",
+    outcome.RECEIVED: b"Q",
+    outcome.STARTED: b"B",
+    outcome.RETRY: b"R",
+    outcome.SUCCESS: b"S",
+    outcome.FAILURE: b"F",
+    outcome.CANCELLED: b"C",
+    outcome.EXPIRED: b"E",
+}
+_STATES: Final = {letter: state for state, letter in _LETTERS.items()}
+TERMINAL_LETTERS: Final = b"SFCE"
+"""First bytes of records that are final."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is stored of a task.
+
+    Attributes:
+        state: One of `taskq.outcome`'s states.
+        attempt: Retries spent when it was written, from 0.
+        value: The encoded result (`codecs`, msgpack), or None.
+        error: The exception of FAILURE and RETRY.
+        task: Registered name, or empty.
+        worker: Who wrote it, or empty.
+        at_ms: When, as epoch ms.
+        runtime_us: How long the last run took, in microseconds.
+        follow: Packed messages that must be sent before the delivery is acknowledged; a redelivery
+            of a finished task sends them again, so that a crash between "result stored" and
+            "follow-ups confirmed" loses no chain step and no dead letter.
+    """
+
+    state: str
+    attempt: int = 0
+    value: bytes | None = None
+    error: RemoteError | None = None
+    task: str = ""
+    worker: str = ""
+    at_ms: int = 0
+    runtime_us: int = 0
+    follow: bytes | None = None
+
+    def result(self) -> Any:
+        """Return the decoded value; None where none was kept."""
+        return None if self.value is None else codecs.loads(self.value)
+
+
+def encode_record(record: Record) -> bytes:
+    """Return the stored form of a record."""
+    error = None if record.error is None else outcome.error_to_wire(record.error)
+    body: bytes = msgpack.packb(
+        (
+            record.value,
+            error,
+            record.task,
+            record.worker,
+            record.at_ms,
+            record.runtime_us,
+            record.follow,
+        )
+    )
+    return _HEAD.pack(_LETTERS[record.state], record.attempt) + body
+
+
+def decode_record(data: bytes) -> Record:
+    """Read the stored form.
+
+    Raises:
+        DecodeError: If it is not one.
+    """
+    try:
+        letter, attempt = _HEAD.unpack_from(data)
+        value, error, task, worker, at_ms, runtime_us, follow = msgpack.unpackb(data[_HEAD.size :])
+        wire_error = None if error is None else outcome.error_from_wire(error)
+        return Record(
+            _STATES[letter], attempt, value, wire_error, task, worker, at_ms, runtime_us, follow
+        )
+    # Whatever msgpack raises on foreign bytes: the key may belong to another program.
+    except Exception as error:
+        raise DecodeError(f"the stored record is not readable: {error}") from error
+
+
+def is_terminal(data: bytes) -> bool:
+    """Return whether a stored record is final, without decoding it."""
+    return data[:1] in (b"S", b"F", b"C", b"E")
+
+
+def attempt_of(data: bytes) -> int:
+    """Return the attempt of a stored record, without decoding it."""
+    return int.from_bytes(data[1:5], "big")
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A record to be stored.
+
+    Attributes:
+        task_id: Whose.
+        record: `encode_record`'s form.
+        ttl_s: How long it is kept, in seconds, at least 1.
+    """
+
+    task_id: str
+    record: bytes
+    ttl_s: int
+
+
+class ResultStore(ABC):
+    """Keeps records and wakes who waits for them; blocking, thread-safe, usable after a fork.
+
+    Every method raises `ResultsUnavailable` within about `timeout_s` when the store cannot be
+    reached. Connections open on first use.
+
+    Attributes:
+        url: The URL with its password masked, and file paths absolute.
+    """
+
+    url: str
+
+    @abstractmethod
+    def mark_pending(self, task_ids: Sequence[str], ttl_s: int) -> None:
+        """Write PENDING for ids that have no record; one round trip."""
+
+    @abstractmethod
+    def store(self, writes: Sequence[Write]) -> list[bool]:
+        """Store records in one round trip and wake waiters of the terminal ones.
+
+        Returns:
+            For each write whether it was taken: False where a terminal record, or one of a later
+            attempt, was there already.
+        """
+
+    @abstractmethod
+    def fetch(self, task_ids: Sequence[str]) -> list[bytes | None]:
+        """Return each id's record, or None where there is none; one round trip."""
+
+    @abstractmethod
+    def forget(self, task_ids: Sequence[str]) -> None:
+        """Delete records."""
+
+    @abstractmethod
+    def count_starts(self, task_ids: Sequence[str], ttl_s: int) -> list[int]:
+        """Count one more start of each id and return the counts; for redelivered messages."""
+
+    @abstractmethod
+    def watch(self, task_id: str, callback: Callable[[bytes], None]) -> Callable[[], None]:
+        """Call back once with the terminal record, at once if it is there already.
+
+        Subscribes first and reads then, and reads again every few seconds, so that no wake-up is
+        missed across reconnects. The callback runs on a thread of the store and must not block.
+
+        Returns:
+            A function that ends the watch.
+        """
+
+    @abstractmethod
+    def ping(self) -> float:
+        """Return the round trip in seconds; for `taskq doctor` and readiness."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close connections and threads; may be called twice."""
