@@ -1,0 +1,87 @@
+"""taskq: a distributed task queue. Nothing is lost, and the claim is tested.
+
+::
+
+    from taskq import TaskQ
+
+    app = TaskQ("shop")
+
+    @app.task
+    def add(x, y):
+        return x + y
+
+    print(add.delay(2, 3).get(timeout=10))
+
+Run `taskq worker -A module:app` beside it.
+"""
+
+from taskq._version import __version__
+from taskq.app import TaskQ, current_app, task
+from taskq.canvas import Chain, Signature, chain
+from taskq.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    ConfigError,
+    DecodeError,
+    EncodeError,
+    Ignore,
+    PublishError,
+    Reject,
+    RemoteError,
+    ResultError,
+    ResultsDisabled,
+    ResultsUnavailable,
+    ResultTimeout,
+    Retry,
+    SoftTimeLimitExceeded,
+    TaskCancelled,
+    TaskExpired,
+    TaskFailed,
+    TaskqError,
+    TimeLimitExceeded,
+    TopologyMismatch,
+    WorkerLost,
+)
+from taskq.middleware import Middleware
+from taskq.request import Request
+from taskq.result import AsyncResult
+from taskq.retry import RetryPolicy
+from taskq.task import AsyncTask, Task
+
+__all__ = [
+    "AsyncResult",
+    "AsyncTask",
+    "BrokerError",
+    "BrokerUnavailable",
+    "Chain",
+    "ConfigError",
+    "DecodeError",
+    "EncodeError",
+    "Ignore",
+    "Middleware",
+    "PublishError",
+    "Reject",
+    "RemoteError",
+    "Request",
+    "ResultError",
+    "ResultTimeout",
+    "ResultsDisabled",
+    "ResultsUnavailable",
+    "Retry",
+    "RetryPolicy",
+    "Signature",
+    "SoftTimeLimitExceeded",
+    "Task",
+    "TaskCancelled",
+    "TaskExpired",
+    "TaskFailed",
+    "TaskQ",
+    "TaskqError",
+    "TimeLimitExceeded",
+    "TopologyMismatch",
+    "WorkerLost",
+    "__version__",
+    "chain",
+    "current_app",
+    "task",
+]

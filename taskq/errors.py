@@ -58,6 +58,7 @@ class PublishError(BrokerError):
     Attributes:
         task_id: Id of the message that was not confirmed.
         reason: `unroutable`, `nacked`, `blocked`, `unavailable`, `timeout` or `refused`.
+        failed_ids: Ids of all messages of the same batch that were not confirmed.
     """
 
     def __init__(self, task_id: str, reason: str, detail: str) -> None:
@@ -68,6 +69,7 @@ class PublishError(BrokerError):
         self.task_id = task_id
         self.reason = reason
         self.detail = detail
+        self.failed_ids: list[str] = [task_id]
 
     def __reduce__(self) -> tuple[type["PublishError"], tuple[str, str, str]]:
         return type(self), (self.task_id, self.reason, self.detail)

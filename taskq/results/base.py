@@ -29,6 +29,8 @@ _LETTERS: Final = {
     outcome.EXPIRED: b"E",
 }
 _STATES: Final = {letter: state for state, letter in _LETTERS.items()}
+MAX_ATTEMPT: Final = 2**32 - 1
+"""Attempt of a record that must win over every running one: a cancel."""
 TERMINAL_LETTERS: Final = b"SFCE"
 """First bytes of records that are final."""
 
@@ -137,6 +139,14 @@ class ResultStore(ABC):
     """
 
     url: str
+
+    def covers(self, broker_url: str) -> bool:
+        """Return whether PENDING can be told from the queue itself, so that no mark is needed.
+
+        Args:
+            broker_url: The broker's `url`.
+        """
+        return False
 
     @abstractmethod
     def mark_pending(self, task_ids: Sequence[str], ttl_s: int) -> None:

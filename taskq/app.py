@@ -1,0 +1,415 @@
+"""The app: a registry of tasks, a broker, a results store, and the one way to send."""
+
+import logging
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, ParamSpec, TypeVar, Unpack, overload
+
+from taskq import clock, outcome
+from taskq.brokers import open_broker
+from taskq.brokers.base import Broker, BrokerOptions, Outgoing, Publishing
+from taskq.calls import Prepared, prepare
+from taskq.canvas import Chain, Signature
+from taskq.config import Settings, app_settings, nearest
+from taskq.declare import Declare, DeclareBound, register
+from taskq.errors import ConfigError, PublishError, ResultsDisabled, ResultsUnavailable
+from taskq.hooks import Hooks
+from taskq.middleware import Middleware, compose_send
+from taskq.result import AsyncResult
+from taskq.results import open_results
+from taskq.results.base import MAX_ATTEMPT, Record, ResultStore, Write, encode_record, is_terminal
+from taskq.task import AsyncTask, BaseTask, Task, TaskOptions, make_task
+
+log = logging.getLogger("taskq.app")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_CHUNK = 1000
+_MARK_PAUSE_S = 5.0
+
+
+_shared: dict[str, BaseTask[Any, Any]] = {}
+_current: "TaskQ | None" = None
+_batch: ContextVar["_Batch | None"] = ContextVar("taskq_batch", default=None)
+
+
+def current_app() -> "TaskQ":
+    """Return the app that was made last.
+
+    Raises:
+        ConfigError: If there is none yet.
+    """
+    if _current is None:
+        raise ConfigError("no app exists yet; make one: app = TaskQ('name')")
+    return _current
+
+
+class _Batch:
+    """Sends of one `with app.batch()` block: collected, pipelined, confirmed at its end."""
+
+    def __init__(self, app: "TaskQ") -> None:
+        self.app = app
+        self.waiting: list[Prepared] = []
+        self.under_way: list[Publishing] = []
+
+    def add(self, prepared: list[Prepared]) -> None:
+        self.waiting += prepared
+        if len(self.waiting) >= _CHUNK:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.waiting:
+            ready, self.waiting = self.waiting, []
+            self.under_way.append(self.app._begin(ready))
+
+    def finish(self) -> None:
+        self.flush()
+        _raise_first([error for part in self.under_way for error in part.wait()])
+
+
+def _raise_first(errors: Sequence[PublishError | None]) -> None:
+    failed = [error for error in errors if error is not None]
+    if failed:
+        first = failed[0]
+        if len(errors) > 1:
+            first.add_note(f"{len(failed)} of {len(errors)} messages were not confirmed")
+        first.failed_ids = [error.task_id for error in failed]
+        raise first
+
+
+class TaskQ(Hooks):
+    """An app: declares tasks, sends them, and gives their results.
+
+    Connections open on first use, so making one costs nothing.
+
+    Attributes:
+        name: Name of the app, shown in logs and events.
+        settings: See `taskq.config.Settings`.
+        middlewares: Wrapped around every send and run, the first outermost.
+    """
+
+    def __init__(
+        self,
+        name: str = "taskq",
+        *,
+        broker: str | None = None,
+        results: str | None = None,
+        middlewares: Sequence[Middleware] = (),
+        **settings: Any,
+    ) -> None:
+        """Make an app.
+
+        Args:
+            name: Name of the app.
+            broker: `amqp://`, `amqps://`, `sqlite:///path` or `memory://` URL; the embedded file
+                `taskq.db` when neither this nor TASKQ_BROKER is given.
+            results: `redis://`, `rediss://`, `sqlite:///path` or `memory://` URL; `off` for none.
+            middlewares: See `taskq.middleware.Middleware`.
+            **settings: Any other of `taskq.config.Settings`.
+
+        Raises:
+            ConfigError: For an unknown setting or an unusable value.
+        """
+        global _current
+        super().__init__()
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"the app's name is {name!r}; use a text")
+        self.name = name
+        self.settings: Settings = app_settings({"broker": broker, "results": results, **settings})
+        self.middlewares: list[Middleware] = list(middlewares)
+        self._tasks: dict[str, BaseTask[Any, Any]] = {}
+        self._lock = threading.RLock()
+        self._broker: Broker | None = None
+        self._results: ResultStore | None = None
+        self._marks_paused_until = 0.0
+        _current = self
+
+    def __repr__(self) -> str:
+        return f"<TaskQ {self.name}>"
+
+    @property
+    def tasks(self) -> Mapping[str, BaseTask[Any, Any]]:
+        """All tasks by name: the app's own, and those of the module-level `@task`."""
+        return {**_shared, **self._tasks}
+
+    @property
+    def get_timeout_s(self) -> float:
+        """How long `get` waits when no timeout is given, in seconds."""
+        return self.settings.get_timeout_s
+
+    @property
+    def broker(self) -> Broker:
+        """The broker; opened on first use."""
+        with self._lock:
+            if self._broker is None:
+                settings = self.settings
+                options = BrokerOptions(
+                    prefix=settings.prefix,
+                    declare=settings.declare,
+                    queue_type=settings.queue_type,
+                    publish_timeout_s=settings.publish_timeout_s,
+                    dead_ttl_s=settings.dead_ttl_s,
+                    lease_s=settings.lease_s,
+                    name=self.name,
+                )
+                self._broker = open_broker(settings.broker or "", options)
+            return self._broker
+
+    @property
+    def results(self) -> ResultStore | None:
+        """The results store, or None when results are off; opened on first use."""
+        with self._lock:
+            if self._results is None and self.settings.results is not None:
+                self._results = open_results(self.settings.results, self.settings.results_timeout_s)
+            return self._results
+
+    @overload
+    def task(  # type: ignore[overload-overlap]
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncTask[P, R]: ...
+
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+    @overload
+    def task(self, /, *, bind: Literal[True], **options: Unpack[TaskOptions]) -> DeclareBound: ...
+
+    @overload
+    def task(self, /, *, bind: Literal[False] = False, **options: Unpack[TaskOptions]) -> Declare: ...
+
+    def task(self, function: Any = None, /, **options: Any) -> Any:
+        """Declare a task: `@app.task` or `@app.task(queue="mail", ...)`.
+
+        Args:
+            function: The function, when used without parentheses.
+            **options: See `taskq.task.TaskSpec`.
+
+        Raises:
+            ConfigError: For an unknown option, an unusable value, or a name that is taken.
+        """
+
+        def declare(decorated: Callable[..., Any]) -> BaseTask[Any, Any]:
+            return register(self._tasks, make_task(decorated, options, lambda: self))
+
+        return declare if function is None else declare(function)
+
+    def send(self, calls: Sequence[Signature[Any] | Chain]) -> list[AsyncResult[Any]]:
+        """Send calls and wait for the broker's confirms, which are pipelined.
+
+        Returns:
+            Their handles, in order; of a chain the last step's.
+
+        Raises:
+            PublishError: If at least one was not confirmed; `failed_ids` names all such.
+        """
+        prepared = self._prepare(calls)
+        batch = _batch.get()
+        if batch is not None and batch.app is self:
+            batch.add(prepared)
+        elif len(prepared) <= _CHUNK:
+            _raise_first(self._begin(prepared).wait())
+        else:
+            self._send_chunks(prepared)
+        return [self._handle(item) for item in prepared]
+
+    async def asend(self, calls: Sequence[Signature[Any] | Chain]) -> list[AsyncResult[Any]]:
+        """Do what `send` does without blocking the loop."""
+        import asyncio
+
+        prepared = self._prepare(calls)
+        errors: list[PublishError | None] = []
+        for start in range(0, len(prepared), _CHUNK):
+            part = prepared[start : start + _CHUNK]
+            publishing = await asyncio.to_thread(self._begin, part)
+            errors += await publishing.wait_async()
+        _raise_first(errors)
+        return [self._handle(item) for item in prepared]
+
+    def send_task(
+        self,
+        name: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> AsyncResult[Any]:
+        """Send a task by its name; it need not be known here.
+
+        Args:
+            name: Registered name.
+            args: Positional arguments.
+            kwargs: Keyword arguments.
+            **options: See `Task.apply_async`.
+        """
+        return self.send([Signature(name, tuple(args), dict(kwargs or {}), options)])[0]
+
+    def send_many(self, calls: Sequence[Signature[Any] | Chain]) -> list[AsyncResult[Any]]:
+        """Send many calls with pipelined confirms; see `send`. A generator works too."""
+        return self.send(list(calls))
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Pipeline the confirms of every send in this block; failures are raised at its end.
+
+        When the block itself raises, what was sent before is still confirmed.
+        """
+        batch = _Batch(self)
+        token = _batch.set(batch)
+        try:
+            yield
+        finally:
+            _batch.reset(token)
+            batch.finish()
+
+    def result(self, task_id: str) -> AsyncResult[Any]:
+        """Return the handle of any task id."""
+        return AsyncResult(task_id, self)
+
+    def cancel(self, task_id: str) -> bool:
+        """Cancel a task; see `AsyncResult.cancel`."""
+        store = self.results
+        if store is None:
+            raise ResultsDisabled("cancel needs a results store: set `results=` or TASKQ_RESULTS")
+        data = store.fetch([task_id])[0]
+        if data is None or is_terminal(data):
+            return False
+        record = Record(outcome.CANCELLED, MAX_ATTEMPT, at_ms=clock.now_ms())
+        ttl_s = max(self.settings.result_ttl_s, self.settings.failure_ttl_s)
+        return store.store([Write(task_id, encode_record(record), ttl_s)])[0]
+
+    def close(self) -> None:
+        """Close connections and threads; they open again when used again."""
+        with self._lock:
+            broker, self._broker = self._broker, None
+            results, self._results = self._results, None
+        if broker is not None:
+            broker.close()
+        if results is not None:
+            results.close()
+
+    def __enter__(self) -> "TaskQ":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _prepare(self, calls: Sequence[Signature[Any] | Chain]) -> list[Prepared]:
+        tasks = self.tasks
+        defaults = {name: self._defaults(task) for name, task in tasks.items()}
+        prepared = []
+        for call in calls:
+            first = call.steps[0] if isinstance(call, Chain) else call
+            known = tasks.get(first.task)
+            if known is not None:
+                known.check_arguments(first.args, first.kwargs)
+            item = prepare(call, defaults, self.settings)
+            prepared.append(self._through_middleware(item) if self.middlewares else item)
+        return prepared
+
+    def _defaults(self, task: BaseTask[Any, Any]) -> dict[str, Any]:
+        spec = task.spec
+        return {
+            "queue": spec.queue,
+            "priority": spec.priority,
+            "serializer": spec.serializer or None,
+            "expires": spec.expires,
+        }
+
+    def _through_middleware(self, item: Prepared) -> Prepared:
+        outgoing = compose_send(self.middlewares, lambda last: last)(item.outgoing)
+        if not isinstance(outgoing, Outgoing):
+            raise ConfigError(
+                f"a middleware's send returned {outgoing!r:.60}; return what call_next returns"
+            )
+        return Prepared(outgoing, item.ids, item.delay_s)
+
+    def _begin(self, prepared: Sequence[Prepared]) -> Publishing:
+        batch = [item.outgoing for item in prepared]
+        publishing = self.broker.submit(batch, self.settings.publish_timeout_s)
+        # While the broker works on its confirm, PENDING is written: it costs no latency.
+        self._mark_pending(prepared)
+        return publishing
+
+    def _mark_pending(self, prepared: Sequence[Prepared]) -> None:
+        store = self.results
+        if store is None or store.covers(self.broker.url):
+            return
+        if clock.monotonic_s() < self._marks_paused_until:
+            return
+        ids = [task_id for item in prepared for task_id in item.ids]
+        longest_s = max((item.delay_s for item in prepared), default=0.0)
+        try:
+            store.mark_pending(ids, self.settings.result_ttl_s + round(longest_s))
+        except ResultsUnavailable as error:
+            # The mark is best effort: only the send itself may fail a caller. A store that does
+            # not answer must not cost every send its timeout, so marks pause.
+            self._marks_paused_until = clock.monotonic_s() + _MARK_PAUSE_S
+            log.warning("cannot mark tasks as pending, sending goes on error=%s", error)
+
+    def _send_chunks(self, prepared: list[Prepared]) -> None:
+        """Send in parts, one part ahead, so that each part has the whole timeout to itself."""
+        errors: list[PublishError | None] = []
+        ahead: Publishing | None = None
+        for start in range(0, len(prepared), _CHUNK):
+            under_way = self._begin(prepared[start : start + _CHUNK])
+            if ahead is not None:
+                errors += ahead.wait()
+            ahead = under_way
+        if ahead is not None:
+            errors += ahead.wait()
+        _raise_first(errors)
+
+    def _handle(self, item: Prepared) -> AsyncResult[Any]:
+        handle: AsyncResult[Any] | None = None
+        for task_id in item.ids:
+            handle = AsyncResult(task_id, self, handle)
+        if handle is None:
+            raise ConfigError("a call has at least one step")
+        return handle
+
+
+@overload
+def task(  # type: ignore[overload-overlap]
+    function: Callable[P, Coroutine[Any, Any, R]], /
+) -> AsyncTask[P, R]: ...
+
+
+@overload
+def task(function: Callable[P, R], /) -> Task[P, R]: ...
+
+
+@overload
+def task(*, bind: Literal[True], **options: Unpack[TaskOptions]) -> DeclareBound: ...
+
+
+@overload
+def task(*, bind: Literal[False] = False, **options: Unpack[TaskOptions]) -> Declare: ...
+
+
+def task(function: Any = None, /, **options: Any) -> Any:
+    """Declare a task that belongs to whichever app is current when it is used.
+
+    Libraries declare tasks with it, without an app at hand. Options are `TaskQ.task`'s.
+
+    Raises:
+        ConfigError: For an unknown option, an unusable value, or a name that is taken.
+    """
+
+    def declare(decorated: Callable[..., Any]) -> BaseTask[Any, Any]:
+        return register(_shared, make_task(decorated, options, current_app))
+
+    return declare if function is None else declare(function)
+
+
+def find_task(app: TaskQ, name: str) -> BaseTask[Any, Any]:
+    """Return a task of an app by name.
+
+    Raises:
+        ConfigError: If it is not registered; the message suggests the nearest name.
+    """
+    found = app.tasks.get(name)
+    if found is None:
+        raise ConfigError(f"task {name!r} is not registered{nearest(name, app.tasks)}")
+    return found

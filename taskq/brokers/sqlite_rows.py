@@ -1,0 +1,169 @@
+"""Messages as rows: every statement on the `messages` table, to be run in an open transaction.
+
+Queue names here carry the prefix. Sets of rows travel as one JSON array: SQLite then works on all
+of them in one step, without handing the interpreter lock back and forth for each row.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from taskq.embedded.schema import DEAD, DELAYED, LEASED, READY
+from taskq.errors import DecodeError
+from taskq.message import Message
+
+PROMOTE_ROWS: Final = 1000
+"""Most delayed messages made ready in one transaction, so that others get their turn."""
+
+_CONTENT = (
+    "task, id, body, headers, content_type, content_encoding, priority, correlation_id, reply_to"
+)
+_COLUMNS = f"queue, state, due_ms, deliveries, {_CONTENT}"
+_WIDTH = _COLUMNS.count(",") + 1
+_INSERT_ROWS = (50, 10, 1)
+_INSERTS = {
+    rows: f"INSERT INTO messages ({_COLUMNS}) VALUES "
+    + ", ".join([f"({', '.join('?' * _WIDTH)})"] * rows)
+    for rows in _INSERT_ROWS
+}
+
+ADD_QUEUE: Final = "INSERT OR IGNORE INTO queues (name, created_ms) VALUES (?, ?)"
+ANY_READY: Final = f"SELECT 1 FROM messages WHERE queue = ? AND state = {READY} LIMIT 1"
+NEXT_DUE: Final = f"SELECT min(due_ms) FROM messages WHERE state = {DELAYED}"
+PROMOTE: Final = (
+    f"UPDATE messages SET state = {READY}, due_ms = 0 WHERE seq IN (SELECT seq FROM messages "
+    f"WHERE state = {DELAYED} AND due_ms <= ? ORDER BY due_ms LIMIT {PROMOTE_ROWS})"
+)
+CLAIM: Final = (
+    f"UPDATE messages SET state = {LEASED}, owner = ? WHERE seq IN (SELECT seq FROM messages "
+    f"WHERE queue = ? AND state = {READY} ORDER BY priority DESC, seq LIMIT ?) "
+    f"RETURNING seq, deliveries, {_CONTENT}"
+)
+# The unary plus keeps SQLite from walking all leases of the owner instead of the few rows named.
+DELETE: Final = "DELETE FROM messages WHERE seq IN (SELECT value FROM json_each(?)) AND +owner = ?"
+RELEASE: Final = (
+    f"UPDATE messages SET state = {READY}, owner = NULL "
+    "WHERE seq IN (SELECT value FROM json_each(?)) AND +owner = ?"
+)
+RELEASE_ALL: Final = (
+    f"UPDATE messages SET state = {READY}, owner = NULL WHERE state = {LEASED} AND owner = ?"
+)
+EXPIRE: Final = (
+    f"UPDATE messages SET state = {READY}, owner = NULL, deliveries = deliveries + 1 "
+    f"WHERE state = {LEASED} AND owner = ?"
+)
+DUE_BEFORE: Final = f"SELECT count(*) FROM messages WHERE state = {DELAYED} AND due_ms <= ?"
+COUNT_READY: Final = f"SELECT count(*) FROM messages WHERE queue = ? AND state = {READY}"
+COUNT_LEASED: Final = f"SELECT count(*) FROM messages WHERE state = {LEASED} AND queue = ?"
+COUNT_DELAYED: Final = (
+    f"SELECT count(*) FILTER (WHERE due_ms <= ?), count(*) FILTER (WHERE due_ms > ?) "
+    f"FROM messages WHERE state = {DELAYED} AND queue = ?"
+)
+COUNT_DEAD: Final = (
+    f"SELECT count(*) FROM messages WHERE state = {DEAD} AND queue = ? AND due_ms > ?"
+)
+PURGE_READY: Final = (
+    "DELETE FROM messages WHERE seq IN (SELECT seq FROM messages "
+    f"WHERE queue = ? AND state = {READY} AND seq <= ? LIMIT ?)"
+)
+PURGE_DUE: Final = (
+    "DELETE FROM messages WHERE seq IN (SELECT seq FROM messages "
+    f"WHERE state = {DELAYED} AND due_ms <= ? AND queue = ? AND seq <= ? LIMIT ?)"
+)
+PURGE_DEAD: Final = (
+    "DELETE FROM messages WHERE seq IN (SELECT seq FROM messages "
+    f"WHERE state = {DEAD} AND queue = ? AND seq <= ? LIMIT ?)"
+)
+DEAD_PAGE: Final = (
+    f"SELECT seq, deliveries, {_CONTENT} FROM messages WHERE state = {DEAD} AND queue = ? "
+    "AND seq > ? AND seq <= ? AND due_ms > ? ORDER BY seq LIMIT ?"
+)
+# The oldest letters only: all are kept equally long, so nothing that ended hides behind them.
+PRUNE_DEAD: Final = (
+    "DELETE FROM messages WHERE seq IN (SELECT seq FROM (SELECT seq, due_ms FROM messages "
+    f"WHERE state = {DEAD} AND queue = ? ORDER BY seq LIMIT 100) WHERE due_ms <= ?)"
+)
+DELETE_DEAD: Final = f"DELETE FROM messages WHERE seq = ? AND state = {DEAD}"
+LAST: Final = "SELECT coalesce(max(seq), 0) FROM messages"
+
+
+class Claimed(NamedTuple):
+    """A row in hand: its number, earlier deliveries that ended without a word, its message."""
+
+    seq: int
+    deliveries: int
+    message: Message
+    error: DecodeError | None
+
+
+def row_of(queue: str, state: int, due_ms: int, message: Message) -> tuple[Any, ...]:
+    """Return the values that `insert` takes for one message."""
+    headers = msgpack.packb(dict(message.headers)) if message.headers else None
+    return (
+        queue,
+        state,
+        due_ms,
+        0,
+        message.task,
+        message.id,
+        message.body,
+        headers,
+        message.content_type,
+        message.content_encoding,
+        message.priority,
+        message.correlation_id,
+        message.reply_to,
+    )
+
+
+def insert(connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Insert rows in order, many in one statement."""
+    at = 0
+    for size in _INSERT_ROWS:
+        while len(rows) - at >= size:
+            values = [value for row in rows[at : at + size] for value in row]
+            connection.execute(_INSERTS[size], values)
+            at += size
+
+
+def claim(connection: sqlite3.Connection, queue: str, owner: int, limit: int) -> list[Claimed]:
+    """Lease up to `limit` ready messages of a queue, highest priority first, then oldest."""
+    rows = connection.execute(CLAIM, (owner, queue, limit)).fetchall()
+    # RETURNING promises no order.
+    return sorted(map(_read, rows), key=lambda row: (-row.message.priority, row.seq))
+
+
+def dead_page(
+    connection: sqlite3.Connection, queue: str, after: int, last: int, now_ms: int, limit: int
+) -> Iterator[Claimed]:
+    """Return the next dead letters between two row numbers, oldest first."""
+    rows = connection.execute(DEAD_PAGE, (queue, after, last, now_ms, limit)).fetchall()
+    return map(_read, rows)
+
+
+def delete(connection: sqlite3.Connection, owner: int, seqs: Iterable[int]) -> None:
+    """Delete messages that this owner still holds."""
+    connection.execute(DELETE, (json.dumps(list(seqs)), owner))
+
+
+def release(connection: sqlite3.Connection, owner: int, seqs: Iterable[int]) -> None:
+    """Make messages that this owner still holds ready again, at their old place."""
+    connection.execute(RELEASE, (json.dumps(list(seqs)), owner))
+
+
+def _read(row: Sequence[Any]) -> Claimed:
+    seq, deliveries, task, task_id, body, headers, *rest = row
+    error = None
+    table: dict[str, Any] = {}
+    if headers is not None:
+        try:
+            table = msgpack.unpackb(headers)
+        # Whatever msgpack raises: a damaged row must not stop the queue.
+        except Exception as failed:
+            error = DecodeError(f"the stored headers are not readable: {failed}")
+    if error is None and not (task and task_id):
+        error = DecodeError("the message names no task or no id")
+    return Claimed(seq, deliveries, Message(task, task_id, body, table, *rest), error)

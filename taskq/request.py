@@ -1,0 +1,47 @@
+"""What a running task can know of its own call."""
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class Request:
+    """The call being run: `self.request` of a bound task.
+
+    Attributes:
+        id: Task id; empty when the function was called in place.
+        task: Registered name.
+        queue: Queue the message came from.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        retries: Attempts spent before this one; 0 on the first.
+        max_retries: Bound of retries.
+        root_id: First task of the workflow.
+        parent_id: Task that sent this one, or None.
+        headers: Headers of the message, custom ones included.
+        priority: 0 to 9.
+        redelivered: Whether the broker may have delivered it before.
+        worker: Name of the worker; empty in place.
+        called_directly: Whether no worker is involved.
+    """
+
+    id: str = ""
+    task: str = ""
+    queue: str = ""
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    retries: int = 0
+    max_retries: int = 0
+    root_id: str = ""
+    parent_id: str | None = None
+    headers: Mapping[str, Any] = field(default_factory=dict)
+    priority: int = 0
+    redelivered: bool = False
+    worker: str = ""
+    called_directly: bool = False
+
+
+current: ContextVar[Request | None] = ContextVar("taskq_request", default=None)
+"""The request of the task that runs in this context, or None outside of tasks."""

@@ -1,0 +1,88 @@
+"""Whether a delivery may run: known, readable, due, not expired, not finished, not cancelled."""
+
+from taskq import clock, outcome
+from taskq.brokers.base import Delivery
+from taskq.errors import DecodeError
+from taskq.message import Envelope, read_envelope
+from taskq.results.base import attempt_of, decode_record, is_terminal
+from taskq.worker import endings
+from taskq.worker.endings import Ending
+from taskq.worker.held import Held
+from taskq.worker.manifest import Manifest
+
+DUPLICATE = "DUPLICATE"
+_NO_HEADERS = Envelope()
+
+
+class Admission:
+    """Judges deliveries for one worker; pure, the caller brings the stored records."""
+
+    def __init__(self, manifest: Manifest, worker: str, results: bool) -> None:
+        self._tasks = manifest.tasks
+        self._park_s = manifest.settings.unknown_max_age_s
+        self._worker = worker
+        self._results = results
+        self._tag = 0
+
+    def open(self, delivery: Delivery) -> tuple[Held, Ending | None]:
+        """Read a delivery's headers.
+
+        Returns:
+            The delivery under its new tag, and an ending when it must not run: malformed, or of a
+            task that no executor here knows.
+        """
+        self._tag += 1
+        message = delivery.message
+        info = self._tasks.get(message.task)
+        error = delivery.error
+        envelope = _NO_HEADERS
+        if error is None:
+            try:
+                envelope = read_envelope(message)
+            except DecodeError as problem:
+                error = problem
+        held = Held(self._tag, delivery, envelope, info)
+        if error is not None:
+            return held, endings.malformed(held.case(self._worker, self._results), error)
+        if info is None:
+            case = held.case(self._worker, self._results)
+            return held, endings.parked(case, self._park_s)
+        return held, None
+
+    def judge(self, held: Held, data: bytes | None) -> Ending | None:
+        """Hold a delivery against what is stored of its task.
+
+        Args:
+            held: The delivery.
+            data: The stored record, or None.
+
+        Returns:
+            An ending when it must not run (finished, cancelled, superseded by a later attempt,
+            expired), or None.
+        """
+        case = held.case(self._worker, self._results)
+        if data is not None:
+            if data[:1] == b"C":
+                # The chain behind a cancelled task is cancelled with it.
+                return endings.final(case, outcome.CANCELLED, None)
+            if is_terminal(data):
+                return _finished(data)
+            if attempt_of(data) > held.envelope.retries:
+                return Ending(DUPLICATE)
+        expires_ms = held.envelope.expires_ms
+        if expires_ms and clock.now_ms() >= expires_ms:
+            return endings.final(case, outcome.EXPIRED, None)
+        return None
+
+
+def _finished(data: bytes) -> Ending:
+    """End the redelivery of a finished task: what follows it is sent again, it does not run.
+
+    The worker that stored the record may have died before its follow-ups were confirmed. Their ids
+    are the same, so a second copy is recognised where it arrives.
+    """
+    try:
+        follow = decode_record(data).follow
+    except DecodeError:
+        follow = None
+    return Ending(DUPLICATE, (), endings.unpack_follow(follow) if follow else ())

@@ -1,0 +1,175 @@
+"""The executor process: user code and nothing else, no connection of the worker's own.
+
+A reading thread takes frames off the socket into a queue, so that unstarted work can be given back
+while a task runs. Slots take from the queue: one on this thread (`process`, `solo`), or several
+threads (`thread`). The `asyncio` pool has its own loop in `async_executor.py`.
+"""
+
+import asyncio
+import queue
+import socket
+import threading
+from typing import Any
+
+from taskq.message import Message
+from taskq.worker import endings
+from taskq.worker.endings import Ending
+from taskq.worker.limits import (
+    AlarmLimiter,
+    Interrupted,
+    Limiter,
+    WatchdogLimiter,
+    limited_coroutine,
+)
+from taskq.worker.outbox import Outbox, new_unpacker
+from taskq.worker.registry import Registry
+from taskq.worker.runner import Job, Runner
+from taskq.worker.slots import Slots
+
+
+class Executor:
+    """Runs tasks on threads: `process` and `solo` with one slot, `thread` with several."""
+
+    def __init__(self, sock: socket.socket, slots: Slots, registry: Registry, worker: str) -> None:
+        """Prepare an executor.
+
+        Args:
+            sock: Stream socket to the hub.
+            slots: Shared memory; its count is the number of tasks at once.
+            registry: What can be run.
+            worker: Name of the worker.
+        """
+        self._sock = sock
+        self._slots = slots
+        self._registry = registry
+        self._runner = Runner(registry, worker)
+        self._outbox = Outbox(sock)
+        self._todo: queue.SimpleQueue[list[Any] | None] = queue.SimpleQueue()
+        on_main = threading.current_thread() is threading.main_thread()
+        self._limiter: Limiter = (
+            AlarmLimiter() if on_main and slots.count == 1 else WatchdogLimiter()
+        )
+        self._loops = threading.local()
+
+    def serve(self) -> None:
+        """Run tasks until the hub says stop or is gone."""
+        self._registry.hooks.emit("worker_start")
+        reader = threading.Thread(target=self._read, name="taskq-intake", daemon=True)
+        reader.start()
+        self._outbox.send("hello")
+        others = [
+            threading.Thread(target=self._work, args=(index,), name=f"taskq-{index}", daemon=True)
+            for index in range(1, self._slots.count)
+        ]
+        for thread in others:
+            thread.start()
+        self._work(0)
+        for thread in others:
+            thread.join()
+        self._registry.hooks.emit("worker_stop")
+
+    def _read(self) -> None:
+        unpacker = new_unpacker()
+        while True:
+            try:
+                data = self._sock.recv(1 << 18)
+            except OSError:
+                data = b""
+            if not data:
+                # The hub is gone: the broker delivers again what it held.
+                self._stop()
+                return
+            unpacker.feed(data)
+            for frame in unpacker:
+                self._take(frame)
+
+    def _take(self, frame: list[Any]) -> None:
+        kind = frame[0]
+        if kind == "run":
+            for item in frame[1]:
+                self._todo.put(item)
+        elif kind == "back":
+            self._give_back()
+        elif kind == "cancel":
+            self._limiter.interrupt(set(frame[1]))
+        elif kind == "stop":
+            self._stop()
+
+    def _give_back(self) -> None:
+        tags = []
+        stops = 0
+        while True:
+            try:
+                item = self._todo.get_nowait()
+            except queue.Empty:
+                break
+            if item is None:
+                stops += 1
+            else:
+                tags.append(item[0])
+        for _ in range(stops):
+            self._todo.put(None)
+        try:
+            self._outbox.send("back", tags)
+        except OSError:
+            self._stop()
+
+    def _stop(self) -> None:
+        for _ in range(self._slots.count):
+            self._todo.put(None)
+
+    def _work(self, index: int) -> None:
+        todo, outbox, slots = self._todo, self._outbox, self._slots
+        try:
+            while True:
+                try:
+                    item = todo.get_nowait()
+                except queue.Empty:
+                    # Nothing to start: what is finished leaves before the wait.
+                    outbox.flush()
+                    slots.clear(index)
+                    item = todo.get()
+                if item is None:
+                    break
+                outbox.flush_if_due()
+                outbox.add(item[0], self._one(index, item))
+                if slots.count > 1:
+                    # Another thread may run for minutes; this outcome must not wait for it.
+                    outbox.flush_if_due()
+            outbox.flush()
+            slots.clear(index)
+        except OSError:
+            # The hub closed the line while an outcome was sent; nobody is left to tell.
+            return
+
+    def _one(self, index: int, item: list[Any]) -> Ending:
+        tag, queue_name, redelivered, parts = item
+        self._slots.start(index, tag)
+        self._limiter.enter(tag)
+        try:
+            job = self._runner.decode(Message.from_list(parts), queue_name, redelivered)
+            if isinstance(job, Ending):
+                return job
+            if job.runnable.is_async:
+                return self._run_async(job)
+            if job.soft_limit_s is None:
+                return self._runner.run(job, job.runnable.call)
+            return self._run_limited(job, job.soft_limit_s)
+        except Interrupted:
+            return Ending(endings.REQUEUED)
+        finally:
+            self._limiter.leave(tag)
+
+    def _run_limited(self, job: Job, limit_s: float) -> Ending:
+        function, limiter = job.runnable.call, self._limiter
+        return self._runner.run(job, lambda request: limiter.call(function, request, limit_s))
+
+    def _run_async(self, job: Job) -> Ending:
+        runner: asyncio.Runner | None = getattr(self._loops, "runner", None)
+        if runner is None:
+            # One loop a thread for its life: sessions that tasks keep stay usable.
+            runner = self._loops.runner = asyncio.Runner()
+        call = job.runnable.call
+        if job.soft_limit_s is not None:
+            call = limited_coroutine(call, job.soft_limit_s)
+        return runner.run(self._runner.arun(job, call))

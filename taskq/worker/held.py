@@ -1,0 +1,68 @@
+"""A delivery in the hub's hands, from its arrival to its settlement."""
+
+from typing import TYPE_CHECKING, Any
+
+from taskq.brokers.base import Delivery
+from taskq.message import Envelope
+from taskq.worker.endings import Case
+from taskq.worker.manifest import TaskInfo
+
+if TYPE_CHECKING:
+    from taskq.worker.child import Child
+
+
+class Held:
+    """One delivery and what is known of it.
+
+    Attributes:
+        tag: Number that names it between hub and executors.
+        delivery: As the broker gave it.
+        envelope: Its checked headers.
+        info: Its task's declaration; None when unknown.
+        child: The executor whose window holds it, or None.
+        since_s: When it became ready, on the monotonic clock.
+        void: Whether the broker will deliver it again, so that it must not start.
+        marked: Whether STARTED was stored.
+        limit_hit: Whether its hard limit passed; its outcome is settled already.
+    """
+
+    __slots__ = (
+        "child",
+        "delivery",
+        "envelope",
+        "info",
+        "limit_hit",
+        "marked",
+        "since_s",
+        "tag",
+        "void",
+    )
+
+    def __init__(
+        self, tag: int, delivery: Delivery, envelope: Envelope, info: TaskInfo | None
+    ) -> None:
+        self.tag = tag
+        self.delivery = delivery
+        self.envelope = envelope
+        self.info = info
+        self.child: Child | None = None
+        self.since_s = 0.0
+        self.void = False
+        self.marked = False
+        self.limit_hit = False
+
+    def item(self) -> tuple[Any, ...]:
+        """Return what an executor gets: tag, queue, redelivered, message."""
+        delivery = self.delivery
+        return self.tag, delivery.queue, delivery.redelivered, delivery.message.to_list()
+
+    def case(self, worker: str, results: bool) -> Case:
+        """Return the subject of an ending."""
+        delivery = self.delivery
+        return Case(delivery.message, self.envelope, self.info, delivery.queue, worker, results)
+
+    @property
+    def time_limit_s(self) -> float | None:
+        """The hard limit that holds for this call."""
+        own = self.envelope.time_limit_s
+        return own if own is not None or self.info is None else self.info.time_limit_s

@@ -1,0 +1,119 @@
+"""What the hub knows of an app without importing it: settings and the tasks' declarations.
+
+The process that imports the app sends this over once; no user code ever runs in the hub.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from taskq.app import TaskQ
+from taskq.config import Settings
+from taskq.errors import TimeLimitExceeded, WorkerLost
+from taskq.retry import Jitter, RetryPolicy
+from taskq.task import TaskSpec
+
+
+@dataclass(frozen=True, slots=True)
+class TaskInfo:
+    """A task's declaration as plain data.
+
+    Attributes:
+        name: Registered name.
+        queue: Queue it is sent to.
+        max_retries: Retries after the first attempt.
+        backoff: The retry policy's (base_s, factor, cap_s, jitter).
+        max_age_s: Give up when the first failure lies further back; None for never.
+        retry_lost: Whether the policy retries a lost worker.
+        retry_timeout: Whether it retries a hard time limit.
+        time_limit_s: Hard limit; None for none.
+        soft_time_limit_s: Soft limit; None for none.
+        dead_letter: Whether a final failure leaves a dead letter.
+        keep_value: Whether the value is kept.
+        result_ttl_s: How long a success is kept.
+        failure_ttl_s: How long a failure is kept.
+    """
+
+    name: str
+    queue: str
+    max_retries: int = 3
+    backoff: tuple[float, float, float, Jitter] = (1, 2, 600, "full")
+    max_age_s: float | None = None
+    retry_lost: bool = True
+    retry_timeout: bool = True
+    time_limit_s: float | None = None
+    soft_time_limit_s: float | None = None
+    dead_letter: bool = True
+    keep_value: bool = True
+    result_ttl_s: int = 86400
+    failure_ttl_s: int = 7 * 86400
+
+    def delay_s(self, attempt: int) -> float:
+        """Return the wait after the given failed attempt (from 1), in seconds."""
+        base_s, factor, cap_s, jitter = self.backoff
+        return RetryPolicy(base_s, factor, cap_s, jitter).delay_s(attempt)
+
+
+def task_info(spec: TaskSpec, settings: Settings) -> TaskInfo:
+    """Return a task's declaration with the app's defaults filled in."""
+    retry = spec.retry
+    return TaskInfo(
+        name=spec.name,
+        queue=spec.queue or settings.default_queue,
+        max_retries=settings.max_retries if spec.max_retries is None else spec.max_retries,
+        backoff=(retry.base_s, retry.factor, retry.cap_s, retry.jitter),
+        max_age_s=retry.max_age_s,
+        retry_lost=retry.retries(WorkerLost()),
+        retry_timeout=retry.retries(TimeLimitExceeded()),
+        time_limit_s=spec.time_limit,
+        soft_time_limit_s=spec.soft_time_limit,
+        dead_letter=spec.dead_letter,
+        keep_value=not spec.ignore_result,
+        result_ttl_s=settings.result_ttl_s if spec.result_ttl is None else spec.result_ttl,
+        failure_ttl_s=settings.failure_ttl_s,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What is known of an app.
+
+    Attributes:
+        app: Its name.
+        settings: Its settings.
+        tasks: Declarations by task name.
+    """
+
+    app: str
+    settings: Settings
+    tasks: Mapping[str, TaskInfo]
+
+    def queues(self) -> tuple[str, ...]:
+        """Return the queues to consume by default: `default`'s, then those of the tasks."""
+        found = dict.fromkeys([self.settings.default_queue])
+        found.update(dict.fromkeys(sorted(info.queue for info in self.tasks.values())))
+        return tuple(found)
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return plain data for msgpack."""
+        return {
+            "app": self.app,
+            "settings": asdict(self.settings),
+            "tasks": {name: asdict(info) for name, info in self.tasks.items()},
+        }
+
+    @classmethod
+    def from_wire(cls, wire: Mapping[str, Any]) -> "Manifest":
+        """Read `to_wire`'s form."""
+        settings = {**wire["settings"], "imports": tuple(wire["settings"]["imports"])}
+        tasks = {
+            name: TaskInfo(**{**info, "backoff": tuple(info["backoff"])})
+            for name, info in wire["tasks"].items()
+        }
+        return cls(wire["app"], Settings(**settings), tasks)
+
+
+def make_manifest(app: TaskQ) -> Manifest:
+    """Return the manifest of an app."""
+    tasks = {name: task_info(task.spec, app.settings) for name, task in app.tasks.items()}
+    return Manifest(app.name, app.settings, tasks)

@@ -1,0 +1,92 @@
+"""The narrow interface through which an executor finds what to run.
+
+Another registry, such as an existing Celery application's, can stand behind the same hub by
+offering `find` and `Runnable`.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from taskq.app import TaskQ
+from taskq.hooks import Hooks
+from taskq.middleware import compose_arun, compose_run
+from taskq.request import Request
+from taskq.task import BaseTask
+from taskq.worker.manifest import TaskInfo, task_info
+
+
+class Runnable:
+    """Something a message can name: a callable under its middleware.
+
+    Attributes:
+        info: The declaration.
+        is_async: Whether `call` returns a coroutine.
+        call: Runs it under middleware with a Request, and returns its value or raises.
+        bound: Whether its function takes the task first.
+    """
+
+    __slots__ = ("_retries", "_task", "call", "info", "is_async")
+
+    def __init__(self, app: TaskQ, task: BaseTask[Any, Any]) -> None:
+        self.info: TaskInfo = task_info(task.spec, app.settings)
+        self.is_async = inspect.iscoroutinefunction(task.function)
+        self.call: Callable[[Request], Any] = _call_of(app, task, self.is_async)
+        self._task = task
+        self._retries = task.spec.retry.retries
+
+    def retries(self, error: BaseException) -> bool:
+        """Return whether the policy gives this error another attempt."""
+        return self._retries(error)
+
+    def fits(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Return whether the function could be called with these arguments."""
+        try:
+            self._task.check_arguments(args, kwargs)
+        except TypeError:
+            return False
+        return True
+
+
+def _call_of(app: TaskQ, task: BaseTask[Any, Any], is_async: bool) -> Callable[[Request], Any]:
+    function = task.function
+    first: tuple[Any, ...] = (task,) if task.spec.bind else ()
+
+    def call(request: Request) -> Any:
+        return function(*first, *request.args, **request.kwargs)
+
+    if is_async:
+
+        async def acall(request: Request) -> Any:
+            return await function(*first, *request.args, **request.kwargs)
+
+        return compose_arun(app.middlewares, acall)
+    return compose_run(app.middlewares, call)
+
+
+class Registry(Protocol):
+    """Where an executor finds runnables."""
+
+    hooks: Hooks
+    results: bool
+
+    def find(self, name: str) -> Runnable | None:
+        """Return the runnable of a task name, or None."""
+
+
+class AppRegistry:
+    """The registry of a `TaskQ` app.
+
+    Attributes:
+        hooks: The app's listeners.
+        results: Whether records are stored.
+    """
+
+    def __init__(self, app: TaskQ) -> None:
+        self.hooks: Hooks = app
+        self.results = app.settings.results is not None
+        self._runnables = {name: Runnable(app, task) for name, task in app.tasks.items()}
+
+    def find(self, name: str) -> Runnable | None:
+        """Return the runnable of a task name, or None."""
+        return self._runnables.get(name)

@@ -1,0 +1,198 @@
+"""The one place that settles deliveries: results stored, follow-ups confirmed, then the ack.
+
+One thread, one batch at a time; whatever finishes meanwhile forms the next batch (group commit), so
+batches grow under load by themselves and an idle worker waits for nothing. While the results store
+or the broker is away the batch in hand waits, nothing is acknowledged, and the broker's prefetch
+brings consuming to a stop by itself.
+"""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from taskq import outcome
+from taskq.brokers.base import Broker, Consumer, Outgoing
+from taskq.errors import BrokerError, PublishError, ResultsUnavailable
+from taskq.resend import dead
+from taskq.results.base import ResultStore, Write
+from taskq.worker.endings import REQUEUED, Ending
+
+log = logging.getLogger("taskq.worker.settle")
+
+Value = TypeVar("Value")
+_MAX_BATCH = 1000
+_MAX_WAIT_S = 2.0
+
+
+class Abandoned(Exception):
+    """The worker stops before a batch could be settled; the broker delivers it again."""
+
+
+class Settler:
+    """Settles endings on a thread of its own."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        store: ResultStore | None,
+        publish_timeout_s: float,
+        on_settled: Callable[[int], None],
+    ) -> None:
+        """Prepare the thread; `start` runs it.
+
+        Args:
+            broker: Where follow-ups go.
+            store: Where records go; None when results are off.
+            publish_timeout_s: Bound of one try to publish, in seconds.
+            on_settled: Called on the settling thread with how many deliveries were settled.
+        """
+        self.consumer: Consumer | None = None
+        self._broker = broker
+        self._store = store
+        self._timeout_s = publish_timeout_s
+        self._on_settled = on_settled
+        self._todo: queue.SimpleQueue[list[tuple[Any, Ending]] | None] = queue.SimpleQueue()
+        self._abandon = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="taskq-settle", daemon=True)
+        self.trouble = ""
+
+    def start(self) -> None:
+        """Begin to settle."""
+        self._thread.start()
+
+    def put(self, items: list[tuple[Any, Ending]]) -> None:
+        """Hand over endings with the receipts of their deliveries.
+
+        A receipt of None settles no delivery: the ending's records are stored and its messages
+        sent all the same.
+        """
+        self._todo.put(items)
+
+    def stop(self, wait_s: float) -> bool:
+        """Settle what was handed over and end; give up after `wait_s` seconds.
+
+        Returns:
+            Whether everything was settled.
+        """
+        self._todo.put(None)
+        self._thread.join(wait_s)
+        done = not self._thread.is_alive()
+        self._abandon.set()
+        self._thread.join(self._timeout_s + 1)
+        return done
+
+    def _run(self) -> None:
+        ended = False
+        while not ended:
+            batch, ended = self._next_batch()
+            try:
+                self._commit(batch)
+            except Abandoned:
+                return
+            # A fault in here must not end the thread: unsettled deliveries come back, silence
+            # would not.
+            except Exception:
+                log.exception("settling failed; the broker will deliver %d again", len(batch))
+                returned = [receipt for receipt, _ in batch if receipt is not None]
+                if self.consumer is not None and returned:
+                    self.consumer.settle((), returned)
+            if batch:
+                self._on_settled(sum(1 for receipt, _ in batch if receipt is not None))
+
+    def _next_batch(self) -> tuple[list[tuple[Any, Ending]], bool]:
+        items = self._todo.get()
+        if items is None:
+            return [], True
+        batch = items
+        while len(batch) < _MAX_BATCH:
+            try:
+                items = self._todo.get_nowait()
+            except queue.Empty:
+                break
+            if items is None:
+                return batch, True
+            batch = batch + items
+        return batch, False
+
+    def _commit(self, batch: list[tuple[Any, Ending]]) -> None:
+        finished = [ending for _, ending in batch if ending.code != outcome.RETRY]
+        retries = [ending for _, ending in batch if ending.code == outcome.RETRY]
+        refused = self._store_writes([write for ending in finished for write in ending.writes])
+        follow = [
+            item
+            for _, ending in batch
+            if ending.follow and not (ending.writes and id(ending.writes[0]) in refused)
+            for item in ending.follow
+        ]
+        if follow:
+            self._publish(follow)
+        # A retry's record comes after its message is confirmed: dying in between runs the attempt
+        # twice; the other way round the redelivered original would be taken for outdated, and the
+        # task would be lost.
+        self._store_writes([write for ending in retries for write in ending.writes])
+        done: list[Any] = []
+        returned: list[Any] = []
+        for receipt, ending in batch:
+            if receipt is not None:
+                (returned if ending.code == REQUEUED else done).append(receipt)
+        if self.consumer is not None and (done or returned):
+            # Ack last: dying before this line runs the task twice; after an early ack loses it.
+            self.consumer.settle(done, returned)
+
+    def _store_writes(self, writes: list[Write]) -> set[int]:
+        """Store records and return the `id()` of those that lost against another run's."""
+        store = self._store
+        if store is None or not writes:
+            return set()
+        taken = self._insist("results store", lambda: store.store(writes))
+        lost = [write for write, ok in zip(writes, taken, strict=True) if not ok]
+        if not lost:
+            return set()
+        # A write whose answer was lost on the line is refused when it is repeated: it is ours all
+        # the same, and what follows it must still be sent.
+        stored = self._insist("results store", lambda: store.fetch([w.task_id for w in lost]))
+        return {id(write) for write, data in zip(lost, stored, strict=True) if data != write.record}
+
+    def _publish(self, follow: Sequence[Outgoing]) -> None:
+        waiting = list(follow)
+
+        def attempt() -> None:
+            nonlocal waiting
+            errors = self._broker.publish(waiting, self._timeout_s)
+            failed = [(item, error) for item, error in zip(waiting, errors, strict=True) if error]
+            waiting = [_rerouted(item, error) for item, error in failed]
+            if failed:
+                raise failed[0][1]
+
+        self._insist("broker", attempt)
+
+    def _insist(self, what: str, attempt: Callable[[], Value]) -> Value:
+        """Repeat until it works; raise Abandoned when the worker stops first."""
+        wait_s = 0.05
+        while True:
+            try:
+                value = attempt()
+            except (ResultsUnavailable, BrokerError) as error:
+                if not self.trouble:
+                    log.warning("settling waits for the %s error=%s", what, error)
+                self.trouble = f"{what}: {error}"
+                if self._abandon.wait(wait_s):
+                    raise Abandoned from error
+                wait_s = min(wait_s * 2, _MAX_WAIT_S)
+            else:
+                if self.trouble:
+                    self.trouble = ""
+                    log.info("settling goes on")
+                return value
+
+
+def _rerouted(item: Outgoing, error: PublishError) -> Outgoing:
+    """Return what to send instead of a message that its queue will never take."""
+    if error.reason not in ("unroutable", "refused") or item.dead:
+        return item
+    described = outcome.describe(error)
+    letter = dead(item.message, "unroutable", item.queue, error=replace(described, traceback=""))
+    return Outgoing(item.queue, letter, dead=True)
