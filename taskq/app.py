@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from typing import Any, Literal, ParamSpec, TypeVar, Unpack, overload
 
 from taskq import clock, outcome
+from taskq.batch import Batch, parts, raise_first, send_parts
 from taskq.brokers import open_broker
 from taskq.brokers.base import Broker, BrokerOptions, Outgoing, Publishing
 from taskq.calls import Prepared, prepare
@@ -27,13 +28,12 @@ log = logging.getLogger("taskq.app")
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_CHUNK = 1000
 _MARK_PAUSE_S = 5.0
 
 
 _shared: dict[str, BaseTask[Any, Any]] = {}
 _current: "TaskQ | None" = None
-_batch: ContextVar["_Batch | None"] = ContextVar("taskq_batch", default=None)
+_batch: ContextVar[Batch | None] = ContextVar("taskq_batch", default=None)
 
 
 def current_app() -> "TaskQ":
@@ -45,39 +45,6 @@ def current_app() -> "TaskQ":
     if _current is None:
         raise ConfigError("no app exists yet; make one: app = TaskQ('name')")
     return _current
-
-
-class _Batch:
-    """Sends of one `with app.batch()` block: collected, pipelined, confirmed at its end."""
-
-    def __init__(self, app: "TaskQ") -> None:
-        self.app = app
-        self.waiting: list[Prepared] = []
-        self.under_way: list[Publishing] = []
-
-    def add(self, prepared: list[Prepared]) -> None:
-        self.waiting += prepared
-        if len(self.waiting) >= _CHUNK:
-            self.flush()
-
-    def flush(self) -> None:
-        if self.waiting:
-            ready, self.waiting = self.waiting, []
-            self.under_way.append(self.app._begin(ready))
-
-    def finish(self) -> None:
-        self.flush()
-        _raise_first([error for part in self.under_way for error in part.wait()])
-
-
-def _raise_first(errors: Sequence[PublishError | None]) -> None:
-    failed = [error for error in errors if error is not None]
-    if failed:
-        first = failed[0]
-        if len(errors) > 1:
-            first.add_note(f"{len(failed)} of {len(errors)} messages were not confirmed")
-        first.failed_ids = [error.task_id for error in failed]
-        raise first
 
 
 class TaskQ(Hooks):
@@ -178,7 +145,9 @@ class TaskQ(Hooks):
     def task(self, /, *, bind: Literal[True], **options: Unpack[TaskOptions]) -> DeclareBound: ...
 
     @overload
-    def task(self, /, *, bind: Literal[False] = False, **options: Unpack[TaskOptions]) -> Declare: ...
+    def task(
+        self, /, *, bind: Literal[False] = False, **options: Unpack[TaskOptions]
+    ) -> Declare: ...
 
     def task(self, function: Any = None, /, **options: Any) -> Any:
         """Declare a task: `@app.task` or `@app.task(queue="mail", ...)`.
@@ -207,12 +176,10 @@ class TaskQ(Hooks):
         """
         prepared = self._prepare(calls)
         batch = _batch.get()
-        if batch is not None and batch.app is self:
+        if batch is not None and batch.owner is self:
             batch.add(prepared)
-        elif len(prepared) <= _CHUNK:
-            _raise_first(self._begin(prepared).wait())
         else:
-            self._send_chunks(prepared)
+            raise_first(send_parts(prepared, self._begin))
         return [self._handle(item) for item in prepared]
 
     async def asend(self, calls: Sequence[Signature[Any] | Chain]) -> list[AsyncResult[Any]]:
@@ -221,11 +188,10 @@ class TaskQ(Hooks):
 
         prepared = self._prepare(calls)
         errors: list[PublishError | None] = []
-        for start in range(0, len(prepared), _CHUNK):
-            part = prepared[start : start + _CHUNK]
+        for part in parts(prepared):
             publishing = await asyncio.to_thread(self._begin, part)
             errors += await publishing.wait_async()
-        _raise_first(errors)
+        raise_first(errors)
         return [self._handle(item) for item in prepared]
 
     def send_task(
@@ -255,7 +221,7 @@ class TaskQ(Hooks):
 
         When the block itself raises, what was sent before is still confirmed.
         """
-        batch = _Batch(self)
+        batch = Batch(self, self._begin)
         token = _batch.set(batch)
         try:
             yield
@@ -296,26 +262,22 @@ class TaskQ(Hooks):
         self.close()
 
     def _prepare(self, calls: Sequence[Signature[Any] | Chain]) -> list[Prepared]:
-        tasks = self.tasks
-        defaults = {name: self._defaults(task) for name, task in tasks.items()}
         prepared = []
         for call in calls:
             first = call.steps[0] if isinstance(call, Chain) else call
-            known = tasks.get(first.task)
+            known = self._find(first.task)
             if known is not None:
                 known.check_arguments(first.args, first.kwargs)
-            item = prepare(call, defaults, self.settings)
+            item = prepare(call, self._defaults, self.settings)
             prepared.append(self._through_middleware(item) if self.middlewares else item)
         return prepared
 
-    def _defaults(self, task: BaseTask[Any, Any]) -> dict[str, Any]:
-        spec = task.spec
-        return {
-            "queue": spec.queue,
-            "priority": spec.priority,
-            "serializer": spec.serializer or None,
-            "expires": spec.expires,
-        }
+    def _find(self, name: str) -> BaseTask[Any, Any] | None:
+        return self._tasks.get(name) or _shared.get(name)
+
+    def _defaults(self, name: str) -> Mapping[str, Any]:
+        task = self._find(name)
+        return {} if task is None else task.defaults
 
     def _through_middleware(self, item: Prepared) -> Prepared:
         outgoing = compose_send(self.middlewares, lambda last: last)(item.outgoing)
@@ -347,19 +309,6 @@ class TaskQ(Hooks):
             # not answer must not cost every send its timeout, so marks pause.
             self._marks_paused_until = clock.monotonic_s() + _MARK_PAUSE_S
             log.warning("cannot mark tasks as pending, sending goes on error=%s", error)
-
-    def _send_chunks(self, prepared: list[Prepared]) -> None:
-        """Send in parts, one part ahead, so that each part has the whole timeout to itself."""
-        errors: list[PublishError | None] = []
-        ahead: Publishing | None = None
-        for start in range(0, len(prepared), _CHUNK):
-            under_way = self._begin(prepared[start : start + _CHUNK])
-            if ahead is not None:
-                errors += ahead.wait()
-            ahead = under_way
-        if ahead is not None:
-            errors += ahead.wait()
-        _raise_first(errors)
 
     def _handle(self, item: Prepared) -> AsyncResult[Any]:
         handle: AsyncResult[Any] | None = None

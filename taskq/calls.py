@@ -1,7 +1,7 @@
 """From a call with options to the message that is sent: defaults, checks, due time, ids."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -53,14 +53,14 @@ class Prepared:
 
 def prepare(
     call: Signature[Any] | Chain,
-    defaults: Mapping[str, Mapping[str, Any]],
+    defaults: Callable[[str], Mapping[str, Any]],
     settings: Settings,
 ) -> Prepared:
     """Build the message of a call or of a chain's first step.
 
     Args:
         call: What to send.
-        defaults: Options that tasks declare, by task name.
+        defaults: Gives the options that a task declares, by its name.
         settings: The app's settings.
 
     Raises:
@@ -80,13 +80,13 @@ def prepare(
 
 
 def _with_defaults(
-    step: Signature[Any], defaults: Mapping[str, Mapping[str, Any]], settings: Settings
+    step: Signature[Any], defaults: Callable[[str], Mapping[str, Any]], settings: Settings
 ) -> dict[str, Any]:
     for name in step.options:
         if name not in OPTIONS:
             raise ConfigError(f"unknown option {name!r}{nearest(name, OPTIONS)}")
     given = {name: value for name, value in step.options.items() if value is not None}
-    options = {**defaults.get(step.task, {}), **given}
+    options = {**defaults(step.task), **given}
     options["queue"] = check_queue_name(options.get("queue") or settings.default_queue)
     return options
 

@@ -147,6 +147,7 @@ class BaseTask(Generic[P, R]):
         function: The decorated function.
         spec: Its options.
         name: Its registered name.
+        defaults: The options that a send of it starts from.
     """
 
     def __init__(
@@ -163,6 +164,12 @@ class BaseTask(Generic[P, R]):
         self.__name__ = getattr(function, "__name__", spec.name)
         self.__qualname__ = getattr(function, "__qualname__", spec.name)
         self.__wrapped__ = function
+        self.defaults: Mapping[str, Any] = {
+            "queue": spec.queue,
+            "priority": spec.priority,
+            "serializer": spec.serializer or None,
+            "expires": spec.expires,
+        }
         self._find_app = find_app
         self._signature: inspect.Signature | None = None
 

@@ -6,6 +6,7 @@ thread runs the tasks, where debuggers work, and the hub has a thread of its own
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -177,6 +178,9 @@ class LocalWorker:
         if sock is not None:
             name = worker_name(self._settings)
             run_executor(self._app, "solo", 1, name, sock, self._launcher.memory)
+            # Shut down, not only closed: the intake thread still reads from it.
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
             sock.close()
         self._thread.join()
         return self._code

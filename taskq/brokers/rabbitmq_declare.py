@@ -1,0 +1,196 @@
+"""Declaring taskq's objects on a RabbitMQ connection, and coping with what is there already."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+from taskq.brokers.amqp_session import (
+    ACCESS_REFUSED,
+    NOT_FOUND,
+    PRECONDITION_FAILED,
+    ChannelClosed,
+    Session,
+    open_session,
+)
+from taskq.brokers.base import Declare
+from taskq.brokers.topology import Exchange, Queue, Topology, readable_mismatch
+from taskq.errors import ConfigError, TopologyMismatch
+
+log = logging.getLogger("taskq.broker")
+
+State = Literal["ours", "adopted"]
+
+
+class Declarer:
+    """Declares on channels of its own, because a refused declaration closes its channel.
+
+    Attributes:
+        adopted: {queue on the broker: how it differs} of work queues that someone else declared.
+    """
+
+    def __init__(
+        self,
+        connection: Any,
+        loop: asyncio.AbstractEventLoop,
+        topology: Topology,
+        declare: Declare,
+        warned: set[str],
+        strict: bool = False,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            connection: An open connection.
+            loop: The running loop.
+            topology: What to declare.
+            declare: How; see `BrokerOptions`.
+            warned: What was warned about already; shared by all connections of a broker.
+            strict: Whether a `taskq.*` object with other arguments is an error or only a warning.
+        """
+        self.adopted: dict[str, str] = {}
+        self._connection = connection
+        self._loop = loop
+        self._topology = topology
+        self._declare = declare
+        self._warned = warned
+        self._strict = strict
+        self._session: Session | None = None
+        self._based = False
+
+    async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of a channel; after a refusal the next call gets a fresh channel.
+
+        Raises:
+            ChannelClosed: If the broker refuses, or the connection is lost.
+        """
+        if self._session is None or not self._session.channel.is_open:
+            self._session = await open_session(self._connection, self._loop)
+        return await self._session.call(method, *args, **kwargs)
+
+    async def close(self) -> None:
+        """Close the channel, if there is one."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def work_queue(self, queue: str) -> None:
+        """Make a work queue usable; `queue` is its name without prefix.
+
+        Raises:
+            ConfigError: If it does not exist and may not be created.
+            ChannelClosed: If the broker refuses for another reason.
+        """
+        if self._declare == "never":
+            return
+        item = self._topology.work_queue(queue)
+        if self._declare == "passive":
+            await self._check(item.name)
+            return
+        await self.base()
+        try:
+            await self._declare_queue(item)
+        except ChannelClosed as refused:
+            await self._adopt(item, refused)
+        try:
+            await self.call("queue_bind", item.name, item.exchange, item.key)
+        except ChannelClosed as refused:
+            if refused.code != ACCESS_REFUSED:
+                raise
+            self._warn(f"may not bind queue={item.name}, so it gets no delayed tasks: {refused}")
+
+    async def _adopt(self, item: Queue, refused: ChannelClosed) -> None:
+        if refused.code == PRECONDITION_FAILED:
+            difference = readable_mismatch(refused.text)
+            self.adopted[item.name] = difference
+            self._warn(f"using a queue that was declared elsewhere: {difference}")
+            return
+        if refused.code == ACCESS_REFUSED:
+            # A user without the right to configure can still use what exists.
+            await self._check(item.name)
+            return
+        raise refused
+
+    async def _check(self, name: str) -> None:
+        try:
+            await self.call("queue_declare", name, passive=True)
+        except ChannelClosed as refused:
+            if refused.code != NOT_FOUND:
+                raise
+            raise ConfigError(
+                f"there is no queue {name} on the broker; "
+                "create it (taskq topology apply), or let taskq do it: declare='create'"
+            ) from refused
+
+    async def base(self) -> None:
+        """Declare the dead letters and the exchange where delays end."""
+        if self._based or self._declare == "never":
+            return
+        topology = self._topology
+        dead, due = topology.dead_queue(), topology.due_exchange()
+        if self._declare == "passive":
+            await self._check(dead.name)
+            return
+        await self._own(lambda: self._declare_exchange(topology.dead_exchange()))
+        await self._own(lambda: self._declare_queue(dead))
+        await self._own(lambda: self.call("queue_bind", dead.name, dead.exchange, dead.key))
+        await self._own(lambda: self._declare_exchange(due))
+        self._based = True
+
+    async def bucket(self, bucket_ms: int) -> None:
+        """Declare the exchange and the queue of one delay of the grid."""
+        if self._declare == "never":
+            return
+        queue = self._topology.delay_queue(bucket_ms)
+        if self._declare == "passive":
+            await self._check(queue.name)
+            return
+        await self.base()
+        await self._own(lambda: self._declare_exchange(self._topology.delay_exchange(bucket_ms)))
+        await self._own(lambda: self._declare_queue(queue))
+        await self._own(lambda: self.call("queue_bind", queue.name, queue.exchange, queue.key))
+
+    async def control(self) -> bool:
+        """Declare the exchange of control requests; return whether it can be used."""
+        exchange = self._topology.control_exchange()
+        try:
+            if self._declare == "create":
+                await self._declare_exchange(exchange)
+            else:
+                await self.call("exchange_declare", exchange.name, passive=True)
+        except ChannelClosed as refused:
+            if not refused.code:
+                raise
+            log.info("no control requests on this broker: %s", refused)
+            return False
+        return True
+
+    async def _declare_exchange(self, item: Exchange) -> None:
+        await self.call(
+            "exchange_declare", item.name, item.kind, durable=True, arguments=dict(item.arguments)
+        )
+
+    async def _declare_queue(self, item: Queue) -> None:
+        await self.call("queue_declare", item.name, durable=True, arguments=dict(item.arguments))
+
+    async def _own(self, step: Callable[[], Awaitable[Any]]) -> None:
+        """Run one declaration of a `taskq.*` object."""
+        try:
+            await step()
+        except ChannelClosed as refused:
+            if refused.code == PRECONDITION_FAILED:
+                difference = readable_mismatch(refused.text)
+                if self._strict:
+                    raise TopologyMismatch(
+                        f"{difference}; delete it when it is empty, change the setting back, "
+                        "or use another prefix"
+                    ) from refused
+                self._warn(f"broker object differs: {difference}")
+            elif refused.code == ACCESS_REFUSED and not self._strict:
+                self._warn(f"may not declare: {refused.text}")
+            else:
+                raise
+
+    def _warn(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            log.warning("%s", text)

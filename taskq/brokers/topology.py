@@ -1,0 +1,203 @@
+"""The objects taskq keeps on RabbitMQ: names, arguments and the grid of delays, as pure data.
+
+Delayed messages wait in queues whose messages all have the same time to live, so nothing blocks at
+a queue's head, and dead-letter into `taskq.due`, which routes by the name of the work queue. All
+`taskq.*` queues are quorum queues with at-least-once dead-lettering: with classic queues, or with
+the default strategy, a broker that is killed loses confirmed messages on this hop.
+"""
+
+import re
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from taskq.brokers.base import DEAD_QUEUE, MIN_DELAY_MS
+
+DELIVERY_LIMIT: Final = 1000
+"""Backstop of work queues; the count includes prefetched messages that never started."""
+DEAD_DELIVERY_LIMIT: Final = 1_000_000
+"""RabbitMQ 4 drops a message after 20 deliveries by default: after 20 looks at a dead letter."""
+_HOUR_MS: Final = 3_600_000
+_HORIZON_MS: Final = 366 * 86_400_000
+
+Arguments = Mapping[str, Any]
+
+
+def _grid() -> tuple[int, ...]:
+    values = [MIN_DELAY_MS * step for step in range(1, 8)]
+    octave = MIN_DELAY_MS
+    while 8 * octave <= _HORIZON_MS:
+        steps: tuple[int, ...] = tuple(range(8, 16)) if 8 * octave < _HOUR_MS else (8, 12)
+        values += [step * octave for step in steps if step * octave <= _HORIZON_MS]
+        octave *= 2
+    return tuple(values)
+
+
+GRID: Final = _grid()
+"""Delays for which there can be a queue, in milliseconds, ascending: 0.1 s to 366 days."""
+
+
+def bucket_ms(delay_ms: int) -> int:
+    """Return the longest delay of the grid that is not longer than `delay_ms`; 0 for none.
+
+    Rounding down means that a message comes early, never late; the worker sends the rest on.
+    """
+    index = bisect_right(GRID, delay_ms)
+    return GRID[index - 1] if index else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """An exchange to declare; durable."""
+
+    name: str
+    kind: Literal["direct", "fanout"]
+    arguments: Arguments
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue to declare, durable, and what it is bound to.
+
+    Attributes:
+        name: Name on the broker, prefix included.
+        arguments: The arguments of its declaration.
+        exchange: Exchange it is bound to.
+        key: Routing key of the binding.
+    """
+
+    name: str
+    arguments: Arguments
+    exchange: str
+    key: str = ""
+
+
+class Topology:
+    """The names and declarations below one prefix.
+
+    Attributes:
+        prefix: Put before every name.
+    """
+
+    def __init__(
+        self,
+        prefix: str = "",
+        queue_type: Literal["quorum", "classic"] = "quorum",
+        dead_ttl_s: int = 14 * 86400,
+        layout: Literal["taskq", "celery"] = "taskq",
+    ) -> None:
+        self.prefix = prefix
+        self._queue_type = queue_type
+        self._dead_ttl_s = dead_ttl_s
+        self._layout = layout
+
+    @property
+    def due(self) -> str:
+        """Exchange where delays end; routes by the name of the work queue."""
+        return f"{self.prefix}taskq.due"
+
+    @property
+    def dead(self) -> str:
+        """Name of the exchange and of the queue of dead letters."""
+        return self.prefix + DEAD_QUEUE
+
+    @property
+    def control(self) -> str:
+        """Fanout exchange of control requests."""
+        return f"{self.prefix}taskq.control"
+
+    def delay(self, bucket: int) -> str:
+        """Name of the exchange and of the queue of one delay of the grid."""
+        return f"{self.prefix}taskq.delay.v1.{bucket}"
+
+    def on_broker(self, queue: str) -> str:
+        """Return a queue's name with the prefix."""
+        return self.prefix + queue
+
+    def off_broker(self, name: str) -> str:
+        """Return a name without the prefix."""
+        return name.removeprefix(self.prefix)
+
+    def dead_exchange(self) -> Exchange:
+        """Exchange of dead letters; a fanout, so any routing key arrives."""
+        return Exchange(self.dead, "fanout", {})
+
+    def due_exchange(self) -> Exchange:
+        """Exchange where delays end; what it cannot route becomes a dead letter."""
+        return Exchange(self.due, "direct", {"alternate-exchange": self.dead})
+
+    def control_exchange(self) -> Exchange:
+        """Exchange of control requests."""
+        return Exchange(self.control, "fanout", {})
+
+    def delay_exchange(self, bucket: int) -> Exchange:
+        """Exchange of one delay; a fanout, so the routing key stays the work queue's name."""
+        return Exchange(self.delay(bucket), "fanout", {})
+
+    def dead_queue(self) -> Queue:
+        """Queue of dead letters."""
+        arguments = {
+            "x-queue-type": "quorum",
+            "x-message-ttl": self._dead_ttl_s * 1000,
+            "x-delivery-limit": DEAD_DELIVERY_LIMIT,
+        }
+        return Queue(self.dead, arguments, self.dead)
+
+    def delay_queue(self, bucket: int) -> Queue:
+        """Queue whose messages all wait `bucket` milliseconds."""
+        arguments = {
+            "x-queue-type": "quorum",
+            "x-message-ttl": bucket,
+            "x-dead-letter-exchange": self.due,
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
+        }
+        return Queue(self.delay(bucket), arguments, self.delay(bucket))
+
+    def work_queue(self, queue: str) -> Queue:
+        """Queue of tasks; bound to `taskq.due`, where delays end."""
+        name = self.on_broker(queue)
+        return Queue(name, self._work_arguments(), self.due, name)
+
+    def _work_arguments(self) -> Arguments:
+        if self._layout == "celery":
+            # Celery declares its queues without arguments and would stop at a mismatch.
+            return {}
+        if self._queue_type == "classic":
+            return {"x-queue-type": "classic", "x-dead-letter-exchange": self.dead}
+        return {
+            "x-queue-type": "quorum",
+            "x-delivery-limit": DELIVERY_LIMIT,
+            "x-dead-letter-exchange": self.dead,
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
+        }
+
+
+_INEQUIVALENT = re.compile(
+    r"inequivalent arg '(?P<name>[^']*)' for (?P<kind>queue|exchange) '(?P<object>[^']*)'"
+    r".*?received (?P<ours>.+?) but current is (?P<theirs>.+?)$",
+    re.DOTALL,
+)
+
+
+def readable_mismatch(reply: str) -> str:
+    """Return RabbitMQ's 406 as a line that says what is where, and what taskq declares.
+
+    RabbitMQ names one difference at a time.
+    """
+    found = _INEQUIVALENT.search(reply)
+    if found is None:
+        return reply
+    theirs, ours = (_bare(found[side]) for side in ("theirs", "ours"))
+    return (
+        f"{found['kind']} {found['object']}: {found['name']} is {theirs} on the broker, "
+        f"taskq declares {ours}"
+    )
+
+
+def _bare(text: str) -> str:
+    """Return `the value '5' of type 'long'`, `'5'` or `none` as it is meant."""
+    quoted = re.search(r"'([^']*)'", text)
+    return quoted[1] if quoted else text

@@ -1,0 +1,79 @@
+"""The Lua scripts of the Redis store; each runs as one step that no other client can come between."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script and the name that Redis caches it under.
+
+    Attributes:
+        text: Lua source.
+        sha: Its SHA-1 in hex.
+    """
+
+    text: str
+    sha: str
+
+    def cached(self, keys: list[str], arguments: list[Any]) -> tuple[Any, ...]:
+        """Return the command that runs it where Redis knows it."""
+        return ("EVALSHA", self.sha, len(keys), *keys, *arguments)
+
+    def whole(self, keys: list[str], arguments: list[Any]) -> tuple[Any, ...]:
+        """Return the command that runs it and makes it known."""
+        return ("EVAL", self.text, len(keys), *keys, *arguments)
+
+
+def _script(text: str) -> Script:
+    return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+# ARGV: whether the batch may have been applied already, then record and TTL of each key.
+# Attempts are compared as numbers: Lua compares strings by the server's locale.
+# A key may come twice in a batch: `latest` is what the batch itself has written to it.
+STORE = _script("""
+local found = redis.call('MGET', unpack(KEYS))
+local again = ARGV[1] == '1'
+local latest = {}
+local taken = {}
+for i, key in ipairs(KEYS) do
+  local record = ARGV[2 * i]
+  local old = latest[key] or found[i]
+  local take = true
+  if old and #old >= 5 then
+    if string.find('SFCE', string.sub(old, 1, 1), 1, true)
+        or struct.unpack('>I4', record, 2) < struct.unpack('>I4', old, 2) then
+      take = again and old == record
+    end
+  end
+  if take then
+    redis.call('SET', key, record, 'EX', ARGV[2 * i + 1])
+    latest[key] = record
+    if string.find('SFCE', string.sub(record, 1, 1), 1, true) then
+      redis.call('PUBLISH', key, '')
+    end
+  end
+  taken[i] = take and '1' or '0'
+end
+return table.concat(taken)
+""")
+
+# ARGV: the record of PENDING, TTL.
+MARK = _script("""
+for _, key in ipairs(KEYS) do
+  redis.call('SET', key, ARGV[1], 'EX', ARGV[2], 'NX')
+end
+return #KEYS
+""")
+
+# ARGV: TTL.
+COUNT = _script("""
+local counts = {}
+for i, key in ipairs(KEYS) do
+  counts[i] = redis.call('INCR', key)
+  redis.call('EXPIRE', key, ARGV[1])
+end
+return counts
+""")
