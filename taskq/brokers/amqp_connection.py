@@ -2,8 +2,8 @@
 
 pika spends 22 µs on a delivery, most of it on decoding properties and looking up callbacks, and
 20 µs on a publish. `FastConnection` takes whole deliveries out of the byte stream, leaves the
-properties undecoded, and sends what was written in one turn of the loop at once. It hangs on private
-names of pika 1.3 and 1.4; where they are missing, `StockConnection` does the same things slowly.
+properties undecoded, and sends what was written in one turn of the loop at once. It hangs on
+private names of pika 1.3 and 1.4; where they are missing, `StockConnection` does the same slowly.
 """
 
 import asyncio
@@ -132,6 +132,7 @@ class FastConnection(StockConnection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._routes: dict[tuple[int, bytes], _Route] = {}
         self._written: list[bytes] = []
+        self._frame_buffer = b""
         self._prepared: dict[tuple[int, str, str, bool], bytes] = {}
         super().__init__(*args, **kwargs)
 
@@ -212,7 +213,7 @@ class FastConnection(StockConnection):
     def _on_data_available(self, data_in: bytes) -> None:
         # Counted on arrival: a large body on a slow link is a sign of life.
         self.bytes_received += len(data_in)
-        rest = self._frame_buffer
+        rest: bytes = self._frame_buffer
         buffer = rest + data_in if rest else data_in
         at, size = 0, len(buffer)
         take = self._take_delivery

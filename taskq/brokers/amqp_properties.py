@@ -6,22 +6,18 @@ until read: every length is checked against the end of the bytes.
 """
 
 import struct
-from collections.abc import Callable, Mapping
-from decimal import Decimal
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
 
 from taskq import resend
+from taskq.brokers.amqp_fields import field, read_table, short_text, timestamp
 from taskq.brokers.base import DEAD_QUEUE
 from taskq.codecs import MSGPACK
-from taskq.errors import DecodeError, EncodeError
+from taskq.errors import DecodeError
 from taskq.message import DEAD_PREFIX, Message, adopt_protocol_1
 
-MAX_DEPTH: Final = 32
-"""Tables and arrays nested deeper are refused; msgpack and recursion have limits too."""
 MAX_ID_BYTES: Final = 255
-_MAX_TIMESTAMP: Final = 2**62
-_TEXT: Final = ord("S")
 
 _CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS = 1 << 15, 1 << 14, 1 << 13
 _DELIVERY_MODE, _PRIORITY, _CORRELATION_ID, _REPLY_TO = 1 << 12, 1 << 11, 1 << 10, 1 << 9
@@ -39,145 +35,7 @@ _TEXTS_AT_THE_END: Final = (
     (1 << 3, "app_id"),
     (1 << 2, "cluster_id"),
 )
-
 _u16 = struct.Struct(">H").unpack_from
-_u32 = struct.Struct(">I").unpack_from
-_u64 = struct.Struct(">Q").unpack_from
-_size = struct.Struct(">I").pack
-
-Reader = Callable[[bytes, int, int, int], tuple[Any, int]]
-
-
-def _number(form: str) -> Reader:
-    layout = struct.Struct(form)
-    unpack, size = layout.unpack_from, layout.size
-
-    def read(raw: bytes, at: int, end: int, depth: int) -> tuple[Any, int]:
-        return unpack(raw, at)[0], at + size
-
-    return read
-
-
-def _boolean(raw: bytes, at: int, end: int, depth: int) -> tuple[Any, int]:
-    return raw[at] != 0, at + 1
-
-
-def _nothing(raw: bytes, at: int, end: int, depth: int) -> tuple[Any, int]:
-    return None, at
-
-
-def _timestamp(raw: bytes, at: int, end: int, depth: int) -> tuple[Any, int]:
-    value = _u64(raw, at)[0]
-    if value >= _MAX_TIMESTAMP:
-        raise DecodeError(f"timestamp {value} is no moment")
-    return value, at + 8
-
-
-def _decimal(raw: bytes, at: int, end: int, depth: int) -> tuple[Any, int]:
-    digits = struct.unpack_from(">i", raw, at + 1)[0]
-    return str(Decimal(digits).scaleb(-raw[at])), at + 5
-
-
-def _long(raw: bytes, at: int, end: int) -> int:
-    """Return where a value with a length of 4 bytes at `at` ends."""
-    stop: int = at + 4 + _u32(raw, at)[0]
-    if stop > end:
-        raise DecodeError("a length points beyond the end")
-    return stop
-
-
-def _text(raw: bytes, at: int, end: int, depth: int) -> tuple[Any, int]:
-    stop = _long(raw, at, end)
-    value = raw[at + 4 : stop]
-    try:
-        return value.decode(), stop
-    except UnicodeDecodeError:
-        return value, stop
-
-
-def _bytes(raw: bytes, at: int, end: int, depth: int) -> tuple[Any, int]:
-    stop = _long(raw, at, end)
-    return raw[at + 4 : stop], stop
-
-
-def _array(raw: bytes, at: int, end: int, depth: int) -> tuple[Any, int]:
-    stop = _long(raw, at, end)
-    if depth >= MAX_DEPTH:
-        raise DecodeError(f"headers are nested deeper than {MAX_DEPTH} levels")
-    at += 4
-    items = []
-    while at < stop:
-        value, at = _value(raw, at, stop, depth + 1)
-        items.append(value)
-    if at != stop:
-        raise DecodeError("an array's length does not match its items")
-    return items, stop
-
-
-def _nested(raw: bytes, at: int, end: int, depth: int) -> tuple[Any, int]:
-    if depth >= MAX_DEPTH:
-        raise DecodeError(f"headers are nested deeper than {MAX_DEPTH} levels")
-    table: dict[str, Any] = {}
-    return table, _read_table(raw, at, end, depth + 1, table)
-
-
-_READERS: Final[dict[int, Reader]] = {
-    ord("t"): _boolean,
-    ord("b"): _number(">b"),
-    ord("B"): _number(">B"),
-    ord("U"): _number(">h"),
-    ord("s"): _number(">h"),
-    ord("u"): _number(">H"),
-    ord("I"): _number(">i"),
-    ord("i"): _number(">I"),
-    ord("L"): _number(">q"),
-    ord("l"): _number(">q"),
-    ord("f"): _number(">f"),
-    ord("d"): _number(">d"),
-    ord("D"): _decimal,
-    _TEXT: _text,
-    ord("x"): _bytes,
-    ord("A"): _array,
-    ord("T"): _timestamp,
-    ord("F"): _nested,
-    ord("V"): _nothing,
-}
-
-
-def _value(raw: bytes, at: int, end: int, depth: int) -> tuple[Any, int]:
-    reader = _READERS.get(raw[at])
-    if reader is None:
-        raise DecodeError(f"unknown field type {raw[at : at + 1]!r}")
-    return reader(raw, at + 1, end, depth)
-
-
-def _read_table(raw: bytes, at: int, end: int, depth: int, table: dict[str, Any]) -> int:
-    """Fill `table` from the bytes at `at`; return where it ends."""
-    stop = _long(raw, at, end)
-    at += 4
-    readers, u32 = _READERS, _u32
-    while at < stop:
-        start = at + 1
-        at = start + raw[at]
-        name = raw[start:at].decode()
-        if raw[at] == _TEXT:
-            # Almost every header is text: one call less for each.
-            value_at = at + 5
-            at = value_at + u32(raw, at + 1)[0]
-            if at > stop:
-                raise DecodeError("a length points beyond the end")
-            try:
-                table[name] = raw[value_at:at].decode()
-            except UnicodeDecodeError:
-                table[name] = raw[value_at:at]
-            continue
-        reader = readers.get(raw[at])
-        if reader is None:
-            raise DecodeError(f"unknown field type {raw[at : at + 1]!r}")
-        table[name], at = reader(raw, at + 1, stop, depth)
-    if at != stop:
-        raise DecodeError("a table's length does not match its fields")
-    return stop
 
 
 def _read_short(raw: bytes, at: int, name: str, fields: dict[str, Any]) -> int:
@@ -197,7 +55,7 @@ def _read_all(raw: bytes, fields: dict[str, Any], headers: dict[str, Any]) -> No
     if flags & _CONTENT_ENCODING:
         at = _read_short(raw, at, "content_encoding", fields)
     if flags & _HEADERS:
-        at = _read_table(raw, at, len(raw), 0, headers)
+        at = read_table(raw, at, len(raw), 0, headers)
     if flags & _DELIVERY_MODE:
         fields["delivery_mode"] = raw[at]
         at += 1
@@ -217,7 +75,7 @@ def _read_tail(raw: bytes, at: int, flags: int, fields: dict[str, Any]) -> int:
     if flags & 3:
         raise DecodeError("unknown property flags")
     if flags & _TIMESTAMP:
-        fields["timestamp"], at = _timestamp(raw, at, len(raw), 0)
+        fields["timestamp"], at = timestamp(raw, at, len(raw), 0)
     for flag, name in _TEXTS_AT_THE_END:
         if flags & flag:
             at = _read_short(raw, at, name, fields)
@@ -257,6 +115,14 @@ def decode(raw: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     return fields, headers
 
 
+def message_id(raw: bytes) -> str:
+    """Return the property of that name, empty when there is none or it cannot be read."""
+    fields: dict[str, Any] = {}
+    _read_checked(raw, fields, {})
+    value: str = fields.get("message_id", "")
+    return value
+
+
 def read_message(
     raw: bytes, body: bytes, *, dead: bool = False
 ) -> tuple[Message, int, DecodeError | None]:
@@ -275,7 +141,7 @@ def read_message(
     headers: dict[str, Any] = {}
     error = _read_checked(raw, fields, headers)
     count = 0
-    if len(headers) > 2 and any([name.startswith("x-") for name in headers]):
+    if len(headers) > 2 and any(map(_is_foreign, headers)):
         count = headers.get("x-delivery-count", 0)
         story = _broker_story(headers) if dead else {}
         headers = {**resend.strip_broker_headers(headers), **story}
@@ -295,6 +161,10 @@ def read_message(
     if error is None and not (good and task and message.id):
         message, error = _adopted(message, task, task_id)
     return message, count if type(count) is int and count > 0 else 0, error
+
+
+def _is_foreign(name: str) -> bool:
+    return name.startswith("x-")
 
 
 def _is_short(text: str) -> bool:
@@ -340,53 +210,9 @@ def _broker_story(headers: Mapping[str, Any]) -> dict[str, Any]:
     return {DEAD_PREFIX + name: value for name, value in story.items()}
 
 
-def _short(text: str) -> bytes:
-    data = text.encode()
-    if len(data) > 255:
-        raise EncodeError(f"a property takes {len(data)} bytes, over AMQP's limit of 255")
-    return bytes((len(data),)) + data
-
-
-def _field(value: Any, depth: int = 0) -> bytes:
-    """Return a header's value with its type."""
-    if isinstance(value, str):
-        data = value.encode()
-        return b"S" + _size(len(data)) + data
-    if value is None or isinstance(value, bool):
-        return b"V" if value is None else (b"t\x01" if value else b"t\x00")
-    if isinstance(value, int):
-        try:
-            small = -(2**31) <= value < 2**31
-            return struct.pack(">ci", b"I", value) if small else struct.pack(">cq", b"l", value)
-        except struct.error:
-            raise EncodeError(f"{value} does not fit in 64 bits") from None
-    if isinstance(value, float):
-        return struct.pack(">cd", b"d", value)
-    if isinstance(value, bytes | bytearray | memoryview):
-        return b"x" + _size(len(value)) + bytes(value)
-    if depth > MAX_DEPTH:
-        raise EncodeError(f"headers are nested deeper than {MAX_DEPTH} levels")
-    if isinstance(value, Mapping):
-        return b"F" + encode_table(value, depth + 1)
-    if isinstance(value, list | tuple):
-        data = b"".join([_field(item, depth + 1) for item in value])
-        return b"A" + _size(len(data)) + data
-    raise EncodeError(f"headers cannot hold a {type(value).__name__}")
-
-
-def encode_table(table: Mapping[str, Any], depth: int = 0) -> bytes:
-    """Return a table of headers with its length.
-
-    Raises:
-        EncodeError: If a name is longer than 255 bytes, or a value has no form in AMQP.
-    """
-    data = b"".join([_short(name) + _field(value, depth) for name, value in table.items()])
-    return _size(len(data)) + data
-
-
 @lru_cache(maxsize=64)
 def _head(flags: int, content_type: str, content_encoding: str) -> bytes:
-    return struct.pack(">H", flags) + _short(content_type) + _short(content_encoding)
+    return struct.pack(">H", flags) + short_text(content_type) + short_text(content_encoding)
 
 
 def encode(message: Message) -> bytes:
@@ -397,12 +223,12 @@ def encode(message: Message) -> bytes:
     Raises:
         EncodeError: If an id is longer than 255 bytes, or a header has no form in AMQP.
     """
-    table = [b"\x04task" + _field(message.task)] if message.task else []
+    table = [b"\x04task" + field(message.task)] if message.task else []
     if message.id:
-        table.append(b"\x02id" + _field(message.id))
+        table.append(b"\x02id" + field(message.id))
     for name, value in message.headers.items():
         if name not in ("task", "id"):
-            table.append(_short(name) + _field(value))
+            table.append(short_text(name) + field(value))
     headers = b"".join(table)
     flags = _PLAIN
     tail = b"\x02"
@@ -412,12 +238,12 @@ def encode(message: Message) -> bytes:
     correlation_id = message.correlation_id or message.id
     if correlation_id:
         flags |= _CORRELATION_ID
-        tail += _short(correlation_id)
+        tail += short_text(correlation_id)
     if message.reply_to:
         flags |= _REPLY_TO
-        tail += _short(message.reply_to)
+        tail += short_text(message.reply_to)
     if message.id:
         flags |= _MESSAGE_ID
-        tail += _short(message.id)
+        tail += short_text(message.id)
     head = _head(flags, message.content_type, message.content_encoding)
-    return b"".join((head, _size(len(headers)), headers, tail))
+    return b"".join((head, len(headers).to_bytes(4), headers, tail))

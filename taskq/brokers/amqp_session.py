@@ -209,6 +209,10 @@ class Session:
         Raises:
             ChannelClosed: If the broker closes the channel instead, or answers not at all.
         """
+        return await self.request(getattr(self.channel, method), *args, **kwargs)
+
+    async def request(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Do what `call` does with any function that takes a `callback`."""
         reply: asyncio.Future[Any] = self._loop.create_future()
 
         def on_reply(frame: Any) -> None:
@@ -216,7 +220,7 @@ class Session:
                 reply.set_result(getattr(frame, "method", None))
 
         try:
-            getattr(self.channel, method)(*args, callback=on_reply, **kwargs)
+            method(*args, callback=on_reply, **kwargs)
         except AMQPError as error:
             if self.closed.done():
                 raise self.closed.result() from error

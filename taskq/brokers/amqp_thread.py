@@ -148,18 +148,17 @@ def _close_inherited_loop(loop: Any) -> None:
         if end is not None:
             close_inherited_socket(end)
     selector = getattr(loop, "_selector", None)
-    if selector is not None and hasattr(selector, "fileno"):
-        with contextlib.suppress(OSError, ValueError):
-            os.close(selector.fileno())
+    if selector is not None:
+        # Closes the child's descriptor only; unregistering would act on the parent's selector.
+        with contextlib.suppress(OSError):
+            selector.close()
 
 
 def close_inherited_socket(end: Any) -> None:
     """Close a socket's descriptor in a forked child; the parent's connection goes on."""
     _inherited.append(end)
-    with contextlib.suppress(OSError, ValueError):
-        number = end.fileno()
-        if number >= 0:
-            os.close(number)
+    with contextlib.suppress(OSError):
+        os.close(end.detach())
 
 
 def _after_fork_in_child() -> None:

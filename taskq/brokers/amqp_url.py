@@ -133,8 +133,7 @@ def _number(name: str, text: str) -> float:
         value = float("nan")
     if not least <= value <= greatest:
         raise ConfigError(
-            f"{name} is {text!r} in the broker URL; "
-            f"use seconds from {least:g} to {greatest:g}"
+            f"{name} is {text!r} in the broker URL; use seconds from {least:g} to {greatest:g}"
         )
     return value
 

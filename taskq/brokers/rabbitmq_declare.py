@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal
+from typing import Any
 
 from taskq.brokers.amqp_session import (
     ACCESS_REFUSED,
@@ -18,8 +18,6 @@ from taskq.brokers.topology import Exchange, Queue, Topology, readable_mismatch
 from taskq.errors import ConfigError, TopologyMismatch
 
 log = logging.getLogger("taskq.broker")
-
-State = Literal["ours", "adopted"]
 
 
 class Declarer:
@@ -72,6 +70,10 @@ class Declarer:
         """Close the channel, if there is one."""
         if self._session is not None:
             await self._session.close()
+
+    def forget(self) -> None:
+        """Declare everything again when it is asked for next."""
+        self._based = False
 
     async def work_queue(self, queue: str) -> None:
         """Make a work queue usable; `queue` is its name without prefix.

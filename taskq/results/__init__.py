@@ -1,10 +1,10 @@
 """Results stores by URL; drivers are imported when one is opened."""
 
-import difflib
 from collections.abc import Callable
 from importlib import import_module
 from typing import Final, cast
 
+from taskq.config import nearest
 from taskq.errors import ConfigError
 from taskq.results.base import ResultStore
 
@@ -29,12 +29,10 @@ def open_results(url: str, timeout_s: float = 5.0) -> ResultStore:
     """
     scheme = url.partition(":")[0] if ":" in url else ""
     if scheme not in _DRIVERS:
-        near = difflib.get_close_matches(scheme, _DRIVERS, 1)
-        hint = f"; did you mean {near[0]}://?" if near else ""
         # The rest of the URL may hold a password.
         raise ConfigError(
-            f"results URL with unknown scheme {scheme!r}{hint} "
-            f"(known: {', '.join(f'{name}://' for name in _DRIVERS)})"
+            f"results URL with unknown scheme {scheme!r}{nearest(scheme, _DRIVERS)}; "
+            f"known: {', '.join(f'{name}://' for name in _DRIVERS)}"
         )
     module, name = _DRIVERS[scheme]
     try:

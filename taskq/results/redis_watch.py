@@ -6,6 +6,7 @@ import random
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
@@ -55,8 +56,10 @@ class RedisWatcher:
         self._callbacks: dict[str, list[Callback]] = {}
         self._changed: set[str] = set()
         self._thread: threading.Thread | None = None
-        self._bell: socket.socket | None = None
+        self._ends: tuple[socket.socket, socket.socket] | None = None
+        self._connection: Any = None
         self._closed = False
+        self._backoff_s = _FIRST_BACKOFF_S
 
     def watch(self, task_id: str, callback: Callback) -> Callable[[], None]:
         """Call back once with the final record; returns what ends the watch."""
@@ -89,53 +92,63 @@ class RedisWatcher:
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout=1.0)
 
+    def abandon(self) -> None:
+        """Close what a fork has copied; in the child, where the thread does not exist."""
+        for end in self._ends or ():
+            end.close()
+        if self._connection is not None:
+            self._connection.disconnect()
+
     def _start(self) -> None:
-        self._bell, ear = socket.socketpair()
-        self._bell.setblocking(False)
-        ear.setblocking(False)
-        self._thread = threading.Thread(
-            target=self._run, args=(ear,), name="taskq-results", daemon=True
-        )
+        self._ends = socket.socketpair()
+        for end in self._ends:
+            end.setblocking(False)
+        self._thread = threading.Thread(target=self._run, name="taskq-results", daemon=True)
         self._thread.start()
 
     def _ring(self) -> None:
         # A full bell rings already.
-        if self._bell is not None:
+        if self._ends is not None:
             with contextlib.suppress(BlockingIOError):
-                self._bell.send(b"\0")
+                self._ends[1].send(b"\0")
 
-    def _run(self, ear: socket.socket) -> None:
-        backoff_s = _FIRST_BACKOFF_S
-        while True:
-            connection = self._open_connection()
+    def _run(self) -> None:
+        while not self._ended():
+            self._connection = connection = self._open_connection()
             try:
                 connection.connect()
-                if backoff_s > _FIRST_BACKOFF_S:
-                    log.info("waiting for results again")
-                served = _Session(self, connection, ear)
-                backoff_s = _FIRST_BACKOFF_S
-                served.run()
+                _Session(self, connection).run()
             except (redis.RedisError, OSError, TaskqError) as error:
-                if backoff_s == _FIRST_BACKOFF_S:
-                    log.warning("waiting for results interrupted error=%s", error)
+                if self._backoff_s == _FIRST_BACKOFF_S:
+                    log.warning("retrying to wait for results error=%s", error)
+                self._backoff_s = min(_LAST_BACKOFF_S, self._backoff_s * 2)
+                time.sleep(self._backoff_s * random.uniform(0.5, 1.0))
             finally:
                 connection.disconnect()
-            if self._ended(ear):
-                return
-            select.select([], [], [], backoff_s * random.uniform(0.5, 1.0))
-            backoff_s = min(_LAST_BACKOFF_S, backoff_s * 2)
 
-    def _ended(self, ear: socket.socket) -> bool:
+    def _ended(self) -> bool:
         with self._lock:
             if self._callbacks and not self._closed:
                 return False
             self._thread = None
             self._changed.clear()
-            if self._bell is not None:
-                self._bell.close()
-                self._bell = None
-            ear.close()
+            for end in self._ends or ():
+                end.close()
+            self._ends = None
             return True
+
+    def wait(self, descriptor: int, wait_s: float) -> None:
+        """Wait until the descriptor can be read or the watched ids have changed."""
+        if self._ends is None:
+            return
+        ear = self._ends[0]
+        # Not select(): it fails in a process with more than 1024 open files.
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        poll.register(ear, select.POLLIN)
+        poll.poll(wait_s * 1000)
+        with contextlib.suppress(BlockingIOError):
+            ear.recv(4096)
 
     def take_changes(self) -> tuple[set[str], set[str], bool]:
         """Return ids to be watched, ids no longer watched, and whether anything is watched."""
@@ -170,6 +183,9 @@ class RedisWatcher:
             for task_id, record in zip(part, self._fetch(part), strict=True):
                 if record is not None and is_terminal(record):
                     self._call_back(task_id, record)
+        if ids and self._backoff_s > _FIRST_BACKOFF_S:
+            self._backoff_s = _FIRST_BACKOFF_S
+            log.info("waiting for results again")
 
     def _call_back(self, task_id: str, record: bytes) -> None:
         with self._lock:
@@ -186,15 +202,15 @@ class RedisWatcher:
 class _Session:
     """One connection's time: what it is subscribed to, and what has to be read."""
 
-    def __init__(self, watcher: RedisWatcher, connection: Any, ear: socket.socket) -> None:
+    def __init__(self, watcher: RedisWatcher, connection: Any) -> None:
         self._watcher = watcher
         self._connection = connection
-        self._ear = ear
         self._subscribed: set[str] = set()
-        self._subscribe(watcher.waiting())
 
     def run(self) -> None:
         """Serve until nobody has waited for a while; raises when the connection fails."""
+        self._watcher.take_changes()
+        self._subscribe(self._watcher.waiting())
         reread_at = clock.monotonic_s() + _REREAD_S
         idle_since: float | None = None
         while True:
@@ -203,41 +219,37 @@ class _Session:
             idle_since = None if anything else idle_since or now
             if self._watcher.closed or (idle_since and now - idle_since > _LINGER_S):
                 return
-            self._unsubscribe(dropped & self._subscribed)
-            self._subscribe(wanted - self._subscribed)
+            # A second waiter for an id gets no confirmation that would have it read.
             to_read = wanted & self._subscribed
+            self._subscribe(wanted - self._subscribed)
+            self._unsubscribe(dropped & self._subscribed)
             to_read |= self._receive(0.0 if to_read else max(0.0, reread_at - now))
             if clock.monotonic_s() >= reread_at:
                 to_read = self._watcher.waiting()
                 reread_at = clock.monotonic_s() + _REREAD_S
             self._watcher.deliver(to_read)
 
-    def _send(self, command: str, task_ids: Iterable[str]) -> None:
-        channels = [self._watcher.channel(task_id) for task_id in task_ids]
-        for start in range(0, len(channels), _CHUNK):
-            self._connection.send_command(command, *channels[start : start + _CHUNK])
-
     def _subscribe(self, task_ids: set[str]) -> None:
         self._send("SUBSCRIBE", task_ids)
+        self._subscribed |= task_ids
 
     def _unsubscribe(self, task_ids: set[str]) -> None:
         self._send("UNSUBSCRIBE", task_ids)
         self._subscribed -= task_ids
 
+    def _send(self, command: str, task_ids: Iterable[str]) -> None:
+        channels = [self._watcher.channel(task_id) for task_id in task_ids]
+        for start in range(0, len(channels), _CHUNK):
+            self._connection.send_command(command, *channels[start : start + _CHUNK])
+
     def _receive(self, wait_s: float) -> set[str]:
         """Return ids that were announced, or whose subscription was confirmed."""
         if not self._connection.can_read(0):
-            # Only the listener's own descriptor can be waited for together with the bell's.
-            readable, _, _ = select.select([self._connection._sock, self._ear], [], [], wait_s)
-            if self._ear in readable:
-                with contextlib.suppress(BlockingIOError):
-                    self._ear.recv(4096)
+            # redis-py offers no way to wait for its socket and for something else.
+            self._watcher.wait(self._connection._sock.fileno(), wait_s)
         to_read: set[str] = set()
         while self._connection.can_read(0):
             kind, channel, _ = self._connection.read_response()
-            task_id = self._watcher.task_id(channel)
-            if kind == b"subscribe":
-                self._subscribed.add(task_id)
             if kind != b"unsubscribe":
-                to_read.add(task_id)
+                to_read.add(self._watcher.task_id(channel))
         return to_read

@@ -1,0 +1,161 @@
+"""Walks over the dead letters on RabbitMQ."""
+
+import asyncio
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from taskq.brokers.amqp_connection import StockConnection
+from taskq.brokers.amqp_properties import read_message
+from taskq.brokers.amqp_session import (
+    NOT_FOUND,
+    ChannelClosed,
+    Session,
+    close,
+    connect,
+    open_session,
+)
+from taskq.brokers.amqp_thread import IoThread
+from taskq.brokers.amqp_url import Endpoint
+from taskq.brokers.base import DEAD_QUEUE, Delivery, Outgoing, Verdict
+from taskq.errors import BrokerUnavailable, PublishError
+
+PAGE: Final = 1000
+"""Letters fetched at once; those that are kept stay unsettled until the end of the walk."""
+_IDLE_S: Final = 1.0
+_STEP_TIMEOUT_S: Final = 15.0
+
+Resend = Callable[[Sequence[Outgoing]], list[PublishError | None]]
+
+
+class DeadSweep:
+    """One walk. Letters are held unsettled, so another walk at the same time does not see them."""
+
+    def __init__(self, io: IoThread, endpoints: list[Endpoint], name: str, resend: Resend) -> None:
+        self._io = io
+        self._endpoints = endpoints
+        self._name = name
+        self._resend = resend
+        self._connection: StockConnection | None = None
+        self._session: Session | None = None
+        self._arrived: deque[tuple[int, bool, bytes, bytes]] = deque()
+        self._more = asyncio.Event()
+
+    def run(self, visit: Callable[[Delivery], Verdict]) -> int:
+        """Do what `Broker.sweep_dead` says, in the caller's thread.
+
+        Raises:
+            BrokerUnavailable: If the broker cannot be reached, or is lost on the way.
+            PublishError: If a replacement was not confirmed; its letter and the rest are kept.
+        """
+        shown = 0
+        try:
+            left = self._io.run(self._open(), _STEP_TIMEOUT_S)
+            while left:
+                page = self._io.run(self._fetch(min(left, PAGE)), _STEP_TIMEOUT_S)
+                if not page:
+                    break
+                shown += self._show(page, visit)
+                left -= len(page)
+        except ChannelClosed as error:
+            raise BrokerUnavailable(f"the walk over dead letters was cut off: {error}") from error
+        finally:
+            if self._connection is not None:
+                self._io.run(self._close(), _STEP_TIMEOUT_S)
+        return shown
+
+    def _show(self, page: list[Delivery], visit: Callable[[Delivery], Verdict]) -> int:
+        removed: list[int] = []
+        resent: list[tuple[int, Outgoing]] = []
+        try:
+            for delivery in page:
+                verdict = visit(delivery)
+                if isinstance(verdict, Outgoing):
+                    resent.append((delivery.receipt, verdict))
+                elif verdict == "remove":
+                    removed.append(delivery.receipt)
+        finally:
+            # Also when `visit` raised: what was decided before is done.
+            self._apply(removed, resent)
+        return len(page)
+
+    def _apply(self, removed: list[int], resent: list[tuple[int, Outgoing]]) -> None:
+        errors = self._resend([outgoing for _, outgoing in resent]) if resent else []
+        gone = [tag for (tag, _), error in zip(resent, errors, strict=True) if error is None]
+        if removed or gone:
+            self._io.run(self._ack([*removed, *gone]), _STEP_TIMEOUT_S)
+        for error in errors:
+            if error is not None:
+                raise error
+
+    async def _open(self) -> int:
+        """Connect; return how many letters there are."""
+        loop = asyncio.get_running_loop()
+        self._connection, _ = await connect(self._endpoints, loop)
+        self._session = await open_session(self._connection, loop)
+        try:
+            reply = await self._session.call("queue_declare", self._name, passive=True)
+        except ChannelClosed as refused:
+            if refused.code != NOT_FOUND:
+                raise
+            return 0
+        return int(reply.message_count)
+
+    async def _fetch(self, count: int) -> list[Delivery]:
+        """Return the next letters, fewer than asked for when somebody else took them."""
+        session, connection = self._opened()
+        tag = f"taskq.dead.{uuid.uuid4().hex}"
+
+        def consume(callback: Any) -> None:
+            connection.consume(session.channel, self._name, tag, self._on_letter, callback)
+
+        await session.call("basic_qos", prefetch_count=count)
+        await session.request(consume)
+        while len(self._arrived) < count and await self._another(session):
+            self._more.clear()
+        await session.call("basic_cancel", tag)
+        connection.forget(session.channel, tag)
+        page = [self._delivery(*letter) for letter in self._arrived]
+        self._arrived.clear()
+        return page
+
+    async def _another(self, session: Session) -> bool:
+        """Wait for another letter; False when none comes any more."""
+        waiter = asyncio.ensure_future(self._more.wait())
+        await asyncio.wait(
+            (waiter, session.closed), timeout=_IDLE_S, return_when=asyncio.FIRST_COMPLETED
+        )
+        waiter.cancel()
+        if session.closed.done():
+            raise session.closed.result()
+        return self._more.is_set()
+
+    def _on_letter(self, tag: int, redelivered: bool, raw: bytes, body: bytes) -> None:
+        self._arrived.append((tag, redelivered, raw, body))
+        self._more.set()
+
+    @staticmethod
+    def _delivery(tag: int, redelivered: bool, raw: bytes, body: bytes) -> Delivery:
+        message, deliveries, error = read_message(raw, body, dead=True)
+        return Delivery(tag, DEAD_QUEUE, message, redelivered, deliveries, error)
+
+    def _opened(self) -> tuple[Session, StockConnection]:
+        session, connection = self._session, self._connection
+        if session is None or connection is None or session.closed.done():
+            raise BrokerUnavailable("the connection was lost; the letters in hand are kept")
+        return session, connection
+
+    async def _ack(self, tags: list[int]) -> None:
+        session, connection = self._opened()
+        for tag in tags:
+            connection.ack(session.channel, tag)
+
+    async def _close(self) -> None:
+        connection, session = self._connection, self._session
+        self._connection = self._session = None
+        if session is not None and session.channel.is_open:
+            # Gives back what is kept, in one message.
+            session.channel.basic_nack(0, multiple=True, requeue=True)
+        if connection is not None:
+            await close(connection)

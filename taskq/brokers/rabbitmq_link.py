@@ -1,0 +1,171 @@
+"""One queue of a consumer: its channel, its credit, and which deliveries are settled."""
+
+import asyncio
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from taskq.brokers.amqp_connection import StockConnection
+from taskq.brokers.amqp_session import Session, open_session
+
+
+class Ledger:
+    """Which delivery tags of one channel are settled; pure.
+
+    `floor` is the highest tag up to which everything is settled, so that one acknowledgement with
+    `multiple` covers them all.
+    """
+
+    def __init__(self) -> None:
+        self.floor = 0
+        self.delivered = 0
+        self._above: set[int] = set()
+
+    @property
+    def unsettled(self) -> int:
+        """How many deliveries are in the worker's hands."""
+        return self.delivered - self.floor - len(self._above)
+
+    def settle(
+        self, done: Sequence[int], returned: Sequence[int]
+    ) -> tuple[list[int], int, list[int]]:
+        """Note deliveries as settled; those that are already are ignored.
+
+        Returns:
+            (tags to give back one by one, tag to acknowledge with all below it or 0, tags to
+            acknowledge one by one); to be sent in this order.
+        """
+        fresh_back = [tag for tag in returned if self._note(tag)]
+        fresh_done = [tag for tag in done if self._note(tag)]
+        above, floor = self._above, self.floor
+        while floor + 1 in above:
+            floor += 1
+            above.remove(floor)
+        self.floor = floor
+        upto = max((tag for tag in fresh_done if tag <= floor), default=0)
+        return fresh_back, upto, [tag for tag in fresh_done if tag > floor]
+
+    def _note(self, tag: int) -> bool:
+        if tag <= self.floor or tag > self.delivered or tag in self._above:
+            return False
+        self._above.add(tag)
+        return True
+
+
+class Link:
+    """Consumes one queue on one channel.
+
+    Attributes:
+        queue: Its name without prefix.
+        ledger: Its settlements.
+    """
+
+    def __init__(
+        self,
+        connection: StockConnection,
+        session: Session,
+        queue: str,
+        name: str,
+        receive: Callable[["Link", int, bool, bytes, bytes], None],
+    ) -> None:
+        self.queue = queue
+        self.ledger = Ledger()
+        self._connection = connection
+        self._session = session
+        self._name = name
+        self._receive = receive
+        self._tag = ""
+        self._granted = 0
+        self._wanted = 0
+        self._moved = asyncio.Event()
+        self._lock = asyncio.Lock()
+
+    def deliver(self, tag: int, redelivered: bool, raw: bytes, body: bytes) -> None:
+        """Take one delivery from the connection."""
+        self.ledger.delivered = tag
+        self._receive(self, tag, redelivered, raw, body)
+
+    def wish(self, prefetch: int) -> None:
+        """Change what a `grant` under way ends with."""
+        self._wanted = prefetch
+        self._moved.set()
+
+    async def grant(self, prefetch: int) -> None:
+        """Consume with this many unsettled messages, 0 for not at all.
+
+        The credit of a running consumer cannot be changed, so another takes its place on the same
+        channel; what is under way to the old one still counts as delivered. The new one
+        waits until the worker holds less than its credit.
+
+        Raises:
+            ChannelClosed: If the channel ends meanwhile.
+        """
+        self.wish(prefetch)
+        async with self._lock:
+            while self._granted != self._wanted:
+                await self._swap()
+
+    async def _swap(self) -> None:
+        wanted = self._wanted
+        if self._tag:
+            tag, self._tag, self._granted = self._tag, "", 0
+            await self._session.call("basic_cancel", tag)
+            self._connection.forget(self._session.channel, tag)
+        if not wanted:
+            return
+        while self.ledger.unsettled >= wanted == self._wanted:
+            self._moved.clear()
+            await self._moved.wait()
+        if wanted != self._wanted:
+            return
+        await self._session.call("basic_qos", prefetch_count=wanted)
+        self._tag, self._granted = f"taskq.{uuid.uuid4().hex}", wanted
+        await self._consume(self._tag)
+
+    async def _consume(self, tag: str) -> None:
+        channel = self._session.channel
+
+        def consume(callback: Callable[..., Any]) -> None:
+            self._connection.consume(channel, self._name, tag, self.deliver, callback)
+
+        await self._session.request(consume)
+
+    def settle(self, done: Sequence[int], returned: Sequence[int]) -> None:
+        """Acknowledge and give back; nothing when the channel is gone."""
+        channel = self._session.channel
+        if not channel.is_open:
+            return
+        back, upto, single = self.ledger.settle(done, returned)
+        for tag in back:
+            channel.basic_nack(tag, requeue=True)
+        if upto:
+            self._connection.ack(channel, upto, multiple=True)
+        for tag in single:
+            self._connection.ack(channel, tag)
+        self._moved.set()
+
+
+async def open_link(
+    connection: StockConnection,
+    loop: asyncio.AbstractEventLoop,
+    queue: str,
+    name: str,
+    receive: Callable[[Link, int, bool, bytes, bytes], None],
+    on_close: Callable[[str], None],
+) -> Link:
+    """Open the channel of one queue.
+
+    Args:
+        connection: An open connection.
+        loop: The running loop.
+        queue: Name without prefix.
+        name: Name on the broker.
+        receive: Called with each delivery.
+        on_close: Called when channel or consumer ended, with the reason.
+    """
+    session = await open_session(connection, loop)
+    session.closed.add_done_callback(lambda done: on_close(str(done.result())))
+    session.channel.add_on_cancel_callback(
+        lambda _: on_close(f"RabbitMQ cancelled the consumer of queue {name}; was it deleted?")
+    )
+    return Link(connection, session, queue, name, receive)

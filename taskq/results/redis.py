@@ -1,0 +1,229 @@
+"""Results on Redis: one key per result, finality decided by one script per batch."""
+
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+import redis
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    NoPermissionError,
+    NoScriptError,
+    ResponseError,
+)
+
+from taskq import clock, outcome
+from taskq.errors import ConfigError, ResultsUnavailable, TaskqError
+from taskq.results import redis_scripts
+from taskq.results.base import Record, ResultStore, Write, encode_record, is_terminal
+from taskq.results.redis_scripts import Script
+from taskq.results.redis_url import parse_url
+from taskq.results.redis_watch import RedisWatcher
+
+_CHUNK: Final = 500
+# Well below the 512 MiB and 1 GiB at which Redis ends a connection.
+_CHUNK_BYTES: Final = 8 * 1024 * 1024
+_REFUSED: Final = (AuthenticationError, AuthorizationError, NoPermissionError)
+
+_Request = tuple[Any, ...]
+_stores: "weakref.WeakSet[RedisResults]" = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for store in list(_stores):
+        store._renew()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class RedisResults(ResultStore):
+    """Results in Redis >= 6 or Valkey.
+
+    A record lives at `<prefix>:result:<id>`; its end is announced on the channel of that name. A
+    connection that broke while it was idle is replaced without an error; a server that is away is
+    an error at once, and the next call tries again. Waiters ride out a restart.
+
+    An ACL user needs `~<prefix>:* &<prefix>:* +@all -@admin -@dangerous`, or less: GET, MGET, SET,
+    INCR, EXPIRE, UNLINK, EVAL, EVALSHA, PUBLISH, SUBSCRIBE, UNSUBSCRIBE, PING, SELECT.
+    """
+
+    def __init__(self, url: str, timeout_s: float = 5.0) -> None:
+        """Read the URL; nothing is connected yet.
+
+        Args:
+            url: See `taskq.results.redis_url.parse_url`.
+            timeout_s: Longest wait for a connection or an answer, unless the URL says otherwise.
+
+        Raises:
+            ConfigError: If the URL is malformed or has an unknown option.
+        """
+        self._address = parse_url(url, timeout_s)
+        self.url = self._address.masked
+        self._result_prefix = f"{self._address.prefix}:result:"
+        self._starts_prefix = f"{self._address.prefix}:starts:"
+        self._open()
+        _stores.add(self)
+
+    def _open(self) -> None:
+        self._pool = self._address.open_pool()
+        self._watcher = RedisWatcher(self._address.open_connection, self.fetch, self._result_prefix)
+
+    def _renew(self) -> None:
+        """Leave the parent's connections and threads to the parent."""
+        self._watcher.abandon()
+        self._open()
+
+    def mark_pending(self, task_ids: Sequence[str], ttl_s: int) -> None:
+        """Write PENDING for ids that have no record; see `ResultStore`."""
+        record = encode_record(Record(outcome.PENDING, at_ms=clock.now_ms()))
+        parts = [(keys, [record, ttl_s]) for keys in _slices(self._keys(task_ids))]
+        self._run(redis_scripts.MARK, lambda again: parts)
+
+    def store(self, writes: Sequence[Write]) -> list[bool]:
+        """Store records and announce final ones; see `ResultStore`."""
+        chunks = list(_chunks(writes))
+
+        def parts(again: bool) -> list[tuple[list[str], list[Any]]]:
+            return [self._store_part(chunk, again) for chunk in chunks]
+
+        return [flag == 49 for reply in self._run(redis_scripts.STORE, parts) for flag in reply]
+
+    def _store_part(self, writes: Sequence[Write], again: bool) -> tuple[list[str], list[Any]]:
+        prefix = self._result_prefix
+        keys = [prefix + write.task_id for write in writes]
+        arguments: list[Any] = ["1" if again else "0"]
+        for write in writes:
+            arguments += (write.record, write.ttl_s)
+        return keys, arguments
+
+    def fetch(self, task_ids: Sequence[str]) -> list[bytes | None]:
+        """Return each id's record, or None; see `ResultStore`."""
+        requests = [("MGET", *keys) for keys in _slices(self._keys(task_ids))]
+        return [record for reply in self._call(lambda again: requests) for record in reply]
+
+    def forget(self, task_ids: Sequence[str]) -> None:
+        """Delete records; see `ResultStore`."""
+        requests = [("UNLINK", *keys) for keys in _slices(self._keys(task_ids))]
+        self._call(lambda again: requests)
+
+    def count_starts(self, task_ids: Sequence[str], ttl_s: int) -> list[int]:
+        """Count one more start of each id; see `ResultStore`."""
+        keys = [self._starts_prefix + task_id for task_id in task_ids]
+        parts: list[tuple[list[str], list[Any]]] = [(part, [ttl_s]) for part in _slices(keys)]
+        replies = self._run(redis_scripts.COUNT, lambda again: parts)
+        return [int(count) for reply in replies for count in reply]
+
+    def watch(self, task_id: str, callback: Callable[[bytes], None]) -> Callable[[], None]:
+        """Call back once with the terminal record; see `ResultStore`.
+
+        A record that is final already is handed over before this returns.
+        """
+        record = self.fetch([task_id])[0]
+        if record is not None and is_terminal(record):
+            callback(record)
+            return _nothing
+        return self._watcher.watch(task_id, callback)
+
+    def ping(self) -> float:
+        """Return the round trip in seconds; see `ResultStore`."""
+        started = time.perf_counter()
+        self._call(lambda again: [("PING",)])
+        return time.perf_counter() - started
+
+    def close(self) -> None:
+        """Close connections and the listener; see `ResultStore`."""
+        self._watcher.close()
+        self._pool.disconnect()
+
+    def _keys(self, task_ids: Sequence[str]) -> list[str]:
+        return [self._result_prefix + task_id for task_id in task_ids]
+
+    def _run(
+        self, script: Script, parts: Callable[[bool], list[tuple[list[str], list[Any]]]]
+    ) -> list[Any]:
+        """Run a script once per part, all in one round trip."""
+        try:
+            return self._call(lambda again: [script.cached(*part) for part in parts(again)])
+        except NoScriptError:
+            # Redis forgets scripts when it restarts. Parts that ran before it did may run twice.
+            return self._call(lambda again: [script.whole(*part) for part in parts(True)])
+
+    def _call(self, requests: Callable[[bool], Sequence[_Request]]) -> list[Any]:
+        """Send requests together and return their replies.
+
+        Args:
+            requests: Makes them; its argument says whether they may have been carried out already.
+        """
+        try:
+            try:
+                return self._exchange(requests(False))
+            except _REFUSED:
+                raise
+            except redis.ConnectionError:
+                # The server may have been restarted since this connection was last used.
+                return self._exchange(requests(True))
+        except NoScriptError:
+            raise
+        except redis.RedisError as error:
+            raise self._named(error) from error
+
+    def _exchange(self, requests: Sequence[_Request]) -> list[Any]:
+        if not requests:
+            return []
+        connection = self._pool.get_connection()
+        try:
+            connection.send_packed_command(connection.pack_commands(requests))
+            replies = [_reply(connection) for _ in requests]
+        except BaseException:
+            # Also a time limit that is raised in the middle: the next user of this connection
+            # would read our replies.
+            connection.disconnect()
+            raise
+        finally:
+            self._pool.release(connection)
+        for reply in replies:
+            if isinstance(reply, ResponseError):
+                raise reply
+        return replies
+
+    def _named(self, error: redis.RedisError) -> TaskqError:
+        text = str(error).rstrip(".")
+        if isinstance(error, NoPermissionError):
+            return ConfigError(f"{self.url} does not allow what taskq needs: {text}")
+        if isinstance(error, _REFUSED):
+            return ConfigError(f"{self.url} refused user or password: {text}")
+        if isinstance(error, ResponseError) and "DB index" in text:
+            return ConfigError(f"{self.url} has no such database: {text}")
+        return ResultsUnavailable(f"cannot use {self.url}: {text}; is Redis running there?")
+
+
+def _reply(connection: Any) -> Any:
+    """Return a reply; a refusal is returned too, as the replies after it must still be read."""
+    try:
+        return connection.read_response()
+    except ResponseError as error:
+        return error
+
+
+def _nothing() -> None:
+    """End a watch that has ended."""
+
+
+def _slices(keys: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(keys), _CHUNK):
+        yield keys[start : start + _CHUNK]
+
+
+def _chunks(writes: Sequence[Write]) -> Iterator[Sequence[Write]]:
+    start = size_bytes = 0
+    for end, write in enumerate(writes):
+        if end - start == _CHUNK or (end > start and size_bytes > _CHUNK_BYTES):
+            yield writes[start:end]
+            start, size_bytes = end, 0
+        size_bytes += len(write.record)
+    if start < len(writes):
+        yield writes[start:]
