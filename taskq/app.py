@@ -296,11 +296,15 @@ class TaskQ(Hooks):
 
     def _mark_pending(self, prepared: Sequence[Prepared]) -> None:
         store = self.results
-        if store is None or store.covers(self.broker.url):
+        if store is None:
             return
+        # Where the store sees the queue itself, only later steps of chains need a mark.
+        first = 1 if store.covers(self.broker.url) else 0
         if clock.monotonic_s() < self._marks_paused_until:
             return
-        ids = [task_id for item in prepared for task_id in item.ids]
+        ids = [task_id for item in prepared for task_id in item.ids[first:]]
+        if not ids:
+            return
         longest_s = max((item.delay_s for item in prepared), default=0.0)
         try:
             store.mark_pending(ids, self.settings.result_ttl_s + round(longest_s))

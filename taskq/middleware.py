@@ -5,7 +5,6 @@ for `async def` tasks. A middleware that has only one of the two forms is used f
 task: `run` around a coroutine moves to a thread, `arun` around a function runs on a private loop.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -91,6 +90,9 @@ def _blocking(middleware: Middleware, call_next: RunNext) -> RunNext:
         return call_next(request)
 
     def call(request: Request) -> Any:
+        # Imported where it is needed: `import taskq` stays light.
+        import asyncio
+
         return asyncio.run(_awaited(middleware.arun(inner, request)))
 
     return call
@@ -102,6 +104,8 @@ async def _awaited(value: Awaitable[Any]) -> Any:
 
 def _threaded(middleware: Middleware, call_next: AsyncRunNext) -> AsyncRunNext:
     async def call(request: Request) -> Any:
+        import asyncio
+
         loop = asyncio.get_running_loop()
 
         def inner(inner_request: Request) -> Any:

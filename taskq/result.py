@@ -1,6 +1,5 @@
 """The caller's handle of a task: its state, its value, its failure."""
 
-import asyncio
 import sys
 import threading
 import time
@@ -16,9 +15,10 @@ from taskq.errors import (
     TaskExpired,
     TaskFailed,
 )
-from taskq.results.base import Record, ResultStore, decode_record
+from taskq.results.base import Record, ResultStore, decode_record, is_terminal
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
 R = TypeVar("R")
@@ -108,6 +108,9 @@ class AsyncResult(Generic[R]):
             TaskExpired: If it expired before it started.
             ResultsDisabled: If the app has no results store.
         """
+        timeout_s = self._timeout_s(timeout)
+        if timeout_s == 0:
+            return self._look_once(self._store().fetch([self.id])[0])
         arrived = threading.Event()
         box: list[bytes] = []
 
@@ -115,7 +118,6 @@ class AsyncResult(Generic[R]):
             box.append(data)
             arrived.set()
 
-        timeout_s = self._timeout_s(timeout)
         end = self._store().watch(self.id, take)
         try:
             if not arrived.wait(timeout_s):
@@ -126,6 +128,9 @@ class AsyncResult(Generic[R]):
 
     async def aget(self, timeout: float | None = None) -> R:
         """Wait for the task's value without blocking the loop; see `get`."""
+        # Imported where it is needed: `import taskq` stays light.
+        import asyncio
+
         loop = asyncio.get_running_loop()
         arrived: asyncio.Future[bytes] = loop.create_future()
 
@@ -133,6 +138,9 @@ class AsyncResult(Generic[R]):
             loop.call_soon_threadsafe(_resolve, arrived, data)
 
         timeout_s = self._timeout_s(timeout)
+        if timeout_s == 0:
+            found = await asyncio.to_thread(self._store().fetch, [self.id])
+            return self._look_once(found[0])
         deadline = time.monotonic() + timeout_s
         end: Callable[[], None] = await asyncio.to_thread(self._store().watch, self.id, take)
         try:
@@ -150,6 +158,12 @@ class AsyncResult(Generic[R]):
         if timeout < 0 or timeout != timeout:
             raise ValueError(f"timeout is {timeout!r}; use seconds, 0 or more")
         return min(timeout, threading.TIMEOUT_MAX)
+
+    def _look_once(self, data: bytes | None) -> R:
+        # Not by a watch: its answer comes from another thread, always later than now.
+        if data is None or not is_terminal(data):
+            raise ResultTimeout(self.id, 0)
+        return self._value(data)
 
     def _value(self, data: bytes) -> R:
         record = decode_record(data)

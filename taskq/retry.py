@@ -1,6 +1,5 @@
 """When a failed task runs again: pure arithmetic, no clock and no I/O of its own."""
 
-import email.utils
 import math
 import random
 from collections.abc import Mapping
@@ -134,6 +133,9 @@ def _seconds(value: Any, now_s: float) -> float | None:
         return float(value)
     except ValueError:
         pass
+    # Dates are rare, and this import is not small.
+    import email.utils
+
     try:
         return email.utils.parsedate_to_datetime(value).timestamp() - now_s
     except (ValueError, TypeError, OverflowError):

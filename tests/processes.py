@@ -1,5 +1,6 @@
 """Server processes of tests: ports, pid files, and their end, also after an interrupted run."""
 
+import atexit
 import contextlib
 import os
 import random
@@ -16,6 +17,14 @@ from pathlib import Path
 # was killed would otherwise get that port for itself, connect to itself, and block the restart.
 _PORTS = range(20_000, 30_000)
 _children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+@atexit.register
+def _leave_children() -> None:
+    # A server that all workers share outlives the one that started it; without a return code
+    # Popen would warn of that.
+    for process in _children.values():
+        process.returncode = 0
 
 
 def free_port() -> int:

@@ -132,3 +132,14 @@ def test_every_page_is_in_a_table_of_contents() -> None:
     for page in ROOT.glob("docs/**/*.md"):
         name = page.relative_to(ROOT / "docs").with_suffix("").as_posix()
         assert name == "index" or "_build" in name or f"\n{name}\n" in index, name
+
+
+def test_the_guarantees_name_tests_that_exist() -> None:
+    """A promise whose test was renamed away looks as good as one that is kept."""
+    text = (ROOT / "docs" / "guarantees.md").read_text()
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", text)
+
+    assert named
+    for file, name in named:
+        (path,) = ROOT.glob(f"tests/**/{file}")
+        assert f"def {name}(" in path.read_text(), f"{file}::{name}"

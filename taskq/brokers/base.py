@@ -5,14 +5,16 @@ and the settling thread of a worker use it. The consuming face (`Consumer`) belo
 loop, the worker's hub. `tests/contract/` holds the suite that every broker passes.
 """
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from taskq.errors import ConfigError, DecodeError, PublishError
 from taskq.message import Message
+
+if TYPE_CHECKING:
+    import asyncio
 
 DEAD_QUEUE: Final = "taskq.dead"
 MIN_DELAY_MS: Final = 100
@@ -232,7 +234,7 @@ class Broker(ABC):
 
     @abstractmethod
     def consumer(
-        self, queues: Sequence[str], prefetch: int, sink: Sink, loop: asyncio.AbstractEventLoop
+        self, queues: Sequence[str], prefetch: int, sink: Sink, loop: "asyncio.AbstractEventLoop"
     ) -> Consumer:
         """Make a consumer of these queues, in order of preference; `start` it to begin.
 

@@ -268,9 +268,9 @@ class SqliteConsumer(Consumer):
         """Renew, expire, promote and claim in one transaction; whether more may be waiting."""
         deliveries: list[Delivery] = []
         with self._database.writing(_LOCK_S, durable=False) as connection:
-            # Renewed first: after a long lock everybody is late, and whoever comes first would
-            # otherwise take the messages of the living.
-            lost = self._lease.due_in_s() <= 0 and not self._lease.renew(connection)
+            # Renewed first and always: what is claimed for an owner that others have expired
+            # would belong to nobody, for ever.
+            lost = not self._lease.renew(connection)
             if not lost:
                 expire(connection, silent)
                 promoted = connection.execute(sqlite_rows.PROMOTE, (clock.now_ms(),)).rowcount

@@ -31,15 +31,21 @@ _INSERTS = {
 }
 
 ADD_QUEUE: Final = "INSERT OR IGNORE INTO queues (name, created_ms) VALUES (?, ?)"
-ANY_READY: Final = f"SELECT 1 FROM messages WHERE queue = ? AND state = {READY} LIMIT 1"
-NEXT_DUE: Final = f"SELECT min(due_ms) FROM messages WHERE state = {DELAYED}"
+# Named, because without statistics SQLite prefers to walk the rows of all states by number.
+_READY: Final = f"messages INDEXED BY messages_ready WHERE state = {READY}"
+_LEASED: Final = f"messages INDEXED BY messages_leased WHERE state = {LEASED}"
+_DELAYED: Final = f"messages INDEXED BY messages_delayed WHERE state = {DELAYED}"
+_DEAD: Final = f"messages INDEXED BY messages_dead WHERE state = {DEAD}"
+
+ANY_READY: Final = f"SELECT 1 FROM {_READY} AND queue = ? LIMIT 1"
+NEXT_DUE: Final = f"SELECT min(due_ms) FROM {_DELAYED}"
 PROMOTE: Final = (
-    f"UPDATE messages SET state = {READY}, due_ms = 0 WHERE seq IN (SELECT seq FROM messages "
-    f"WHERE state = {DELAYED} AND due_ms <= ? ORDER BY due_ms LIMIT {PROMOTE_ROWS})"
+    f"UPDATE messages SET state = {READY}, due_ms = 0 WHERE seq IN "
+    f"(SELECT seq FROM {_DELAYED} AND due_ms <= ? ORDER BY due_ms LIMIT {PROMOTE_ROWS})"
 )
 CLAIM: Final = (
-    f"UPDATE messages SET state = {LEASED}, owner = ? WHERE seq IN (SELECT seq FROM messages "
-    f"WHERE queue = ? AND state = {READY} ORDER BY priority DESC, seq LIMIT ?) "
+    f"UPDATE messages SET state = {LEASED}, owner = ? WHERE seq IN "
+    f"(SELECT seq FROM {_READY} AND queue = ? ORDER BY priority DESC, seq LIMIT ?) "
     f"RETURNING seq, deliveries, {_CONTENT}"
 )
 # The unary plus keeps SQLite from walking all leases of the owner instead of the few rows named.
@@ -49,42 +55,41 @@ RELEASE: Final = (
     "WHERE seq IN (SELECT value FROM json_each(?)) AND +owner = ?"
 )
 RELEASE_ALL: Final = (
-    f"UPDATE messages SET state = {READY}, owner = NULL WHERE state = {LEASED} AND owner = ?"
+    f"UPDATE messages SET state = {READY}, owner = NULL WHERE seq IN "
+    f"(SELECT seq FROM {_LEASED} AND owner = ?)"
 )
 EXPIRE: Final = (
     f"UPDATE messages SET state = {READY}, owner = NULL, deliveries = deliveries + 1 "
-    f"WHERE state = {LEASED} AND owner = ?"
+    f"WHERE seq IN (SELECT seq FROM {_LEASED} AND owner = ?)"
 )
-DUE_BEFORE: Final = f"SELECT count(*) FROM messages WHERE state = {DELAYED} AND due_ms <= ?"
-COUNT_READY: Final = f"SELECT count(*) FROM messages WHERE queue = ? AND state = {READY}"
-COUNT_LEASED: Final = f"SELECT count(*) FROM messages WHERE state = {LEASED} AND queue = ?"
+DUE_BEFORE: Final = f"SELECT count(*) FROM {_DELAYED} AND due_ms <= ?"
+COUNT_READY: Final = f"SELECT count(*) FROM {_READY} AND queue = ?"
+COUNT_LEASED: Final = f"SELECT count(*) FROM {_LEASED} AND queue = ?"
 COUNT_DELAYED: Final = (
-    f"SELECT count(*) FILTER (WHERE due_ms <= ?), count(*) FILTER (WHERE due_ms > ?) "
-    f"FROM messages WHERE state = {DELAYED} AND queue = ?"
+    "SELECT count(*) FILTER (WHERE due_ms <= ?), count(*) FILTER (WHERE due_ms > ?) "
+    f"FROM {_DELAYED} AND queue = ?"
 )
-COUNT_DEAD: Final = (
-    f"SELECT count(*) FROM messages WHERE state = {DEAD} AND queue = ? AND due_ms > ?"
-)
+COUNT_DEAD: Final = f"SELECT count(*) FROM {_DEAD} AND queue = ? AND due_ms > ?"
 PURGE_READY: Final = (
-    "DELETE FROM messages WHERE seq IN (SELECT seq FROM messages "
-    f"WHERE queue = ? AND state = {READY} AND seq <= ? LIMIT ?)"
+    "DELETE FROM messages WHERE seq IN "
+    f"(SELECT seq FROM {_READY} AND queue = ? AND seq <= ? LIMIT ?)"
 )
 PURGE_DUE: Final = (
-    "DELETE FROM messages WHERE seq IN (SELECT seq FROM messages "
-    f"WHERE state = {DELAYED} AND due_ms <= ? AND queue = ? AND seq <= ? LIMIT ?)"
+    "DELETE FROM messages WHERE seq IN "
+    f"(SELECT seq FROM {_DELAYED} AND due_ms <= ? AND queue = ? AND seq <= ? LIMIT ?)"
 )
 PURGE_DEAD: Final = (
-    "DELETE FROM messages WHERE seq IN (SELECT seq FROM messages "
-    f"WHERE state = {DEAD} AND queue = ? AND seq <= ? LIMIT ?)"
+    "DELETE FROM messages WHERE seq IN "
+    f"(SELECT seq FROM {_DEAD} AND queue = ? AND seq <= ? LIMIT ?)"
 )
 DEAD_PAGE: Final = (
-    f"SELECT seq, deliveries, {_CONTENT} FROM messages WHERE state = {DEAD} AND queue = ? "
+    f"SELECT seq, deliveries, {_CONTENT} FROM {_DEAD} AND queue = ? "
     "AND seq > ? AND seq <= ? AND due_ms > ? ORDER BY seq LIMIT ?"
 )
 # The oldest letters only: all are kept equally long, so nothing that ended hides behind them.
 PRUNE_DEAD: Final = (
-    "DELETE FROM messages WHERE seq IN (SELECT seq FROM (SELECT seq, due_ms FROM messages "
-    f"WHERE state = {DEAD} AND queue = ? ORDER BY seq LIMIT 100) WHERE due_ms <= ?)"
+    "DELETE FROM messages WHERE seq IN (SELECT seq FROM (SELECT seq, due_ms "
+    f"FROM {_DEAD} AND queue = ? ORDER BY seq LIMIT 100) WHERE due_ms <= ?)"
 )
 DELETE_DEAD: Final = f"DELETE FROM messages WHERE seq = ? AND state = {DEAD}"
 LAST: Final = "SELECT coalesce(max(seq), 0) FROM messages"

@@ -19,7 +19,8 @@ DEAD: Final = 3
 
 # A lease belongs to a consumer, not to a message: renewing one is one row, however many messages
 # the consumer holds. `owner` is NULL unless the message is leased; `due_ms` is when a delayed
-# message is due and when a dead letter ends.
+# message is due and when a dead letter ends. The partial indexes repeat `state`: SQLite would
+# otherwise visit each row to read what the index's condition says already.
 TABLES: Final = """
 CREATE TABLE queues (
     name TEXT PRIMARY KEY,
@@ -43,10 +44,10 @@ CREATE TABLE messages (
     reply_to TEXT NOT NULL,
     body BLOB NOT NULL
 );
-CREATE INDEX messages_ready ON messages (queue, priority DESC, seq) WHERE state = 0;
-CREATE INDEX messages_leased ON messages (owner, queue) WHERE state = 1;
-CREATE INDEX messages_delayed ON messages (due_ms, queue) WHERE state = 2;
-CREATE INDEX messages_dead ON messages (queue, seq, due_ms) WHERE state = 3;
+CREATE INDEX messages_ready ON messages (queue, priority DESC, seq, state) WHERE state = 0;
+CREATE INDEX messages_leased ON messages (owner, queue, state) WHERE state = 1;
+CREATE INDEX messages_delayed ON messages (due_ms, queue, seq, state) WHERE state = 2;
+CREATE INDEX messages_dead ON messages (queue, seq, due_ms, state) WHERE state = 3;
 CREATE INDEX messages_id ON messages (id, state);
 
 CREATE TABLE consumers (

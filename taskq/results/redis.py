@@ -40,6 +40,14 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
+class _BrokenOff(TaskqError):
+    """A connection failed in use; worth one try on a new one, unlike one that cannot be made."""
+
+    def __init__(self, cause: redis.ConnectionError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
 class RedisResults(ResultStore):
     """Results in Redis >= 6 or Valkey.
 
@@ -161,30 +169,34 @@ class RedisResults(ResultStore):
         try:
             try:
                 return self._exchange(requests(False))
-            except _REFUSED:
-                raise
-            except redis.ConnectionError:
+            except _BrokenOff:
                 # The server may have been restarted since this connection was last used.
                 return self._exchange(requests(True))
         except NoScriptError:
             raise
+        except _BrokenOff as error:
+            raise self._named(error.cause) from error.cause
         except redis.RedisError as error:
             raise self._named(error) from error
 
     def _exchange(self, requests: Sequence[_Request]) -> list[Any]:
         if not requests:
             return []
-        connection = self._pool.get_connection()
+        pool: Any = self._pool
+        connection = pool.get_connection()
         try:
             connection.send_packed_command(connection.pack_commands(requests))
             replies = [_reply(connection) for _ in requests]
+        except redis.ConnectionError as error:
+            connection.disconnect()
+            raise _BrokenOff(error) from error
         except BaseException:
             # Also a time limit that is raised in the middle: the next user of this connection
             # would read our replies.
             connection.disconnect()
             raise
         finally:
-            self._pool.release(connection)
+            pool.release(connection)
         for reply in replies:
             if isinstance(reply, ResponseError):
                 raise reply

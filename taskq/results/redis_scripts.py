@@ -1,4 +1,4 @@
-"""The Lua scripts of the Redis store; each runs as one step that no other client can come between."""
+"""The Lua scripts of the Redis store; each is one step that nobody can come between."""
 
 import hashlib
 from dataclasses import dataclass

@@ -1,6 +1,5 @@
 """Redis URLs: what taskq accepts, and the connection they stand for."""
 
-import difflib
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from redis.connection import (
 )
 from redis.retry import Retry
 
+from taskq.config import nearest
 from taskq.errors import ConfigError
 
 _EXAMPLE: Final = "write it as redis://user:password@host:6379/0"
@@ -48,12 +48,14 @@ class RedisAddress:
 
     def open_pool(self) -> BlockingConnectionPool:
         """Return a new pool; it connects on first use."""
-        return BlockingConnectionPool(
+        pool_type: Any = BlockingConnectionPool
+        pool: BlockingConnectionPool = pool_type(
             max_connections=self.max_connections,
             timeout=self.timeout_s,
             connection_class=self.kind,
             **self.arguments,
         )
+        return pool
 
     def open_connection(self) -> Any:
         """Return a connection of its own; it connects on first use."""
@@ -190,8 +192,9 @@ def _read_options(parts: SplitResult, masked: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for name, text in parse_qsl(parts.query, keep_blank_values=True):
         if name not in _OPTIONS:
-            near = difflib.get_close_matches(name, _OPTIONS, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(_OPTIONS)}"
-            raise ConfigError(f"{masked}: unknown option {name!r}; {hint}")
+            known = ", ".join(_OPTIONS)
+            raise ConfigError(
+                f"{masked}: unknown option {name!r}{nearest(name, _OPTIONS)}; known: {known}"
+            )
         options[name] = _OPTIONS[name](text, masked)
     return options

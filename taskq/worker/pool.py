@@ -252,10 +252,13 @@ class Pool:
             child.stop()
 
     def kill_all(self) -> None:
-        """End every executor at once."""
+        """End every executor at once; solo's, which has no process of its own, is interrupted."""
         self._stopping = True
         for child in self.children:
-            child.kill()
+            if child.pid:
+                child.kill()
+            else:
+                child.cancel(list(child.held))
 
     def close(self) -> None:
         """End the launcher, and with it whatever is left."""

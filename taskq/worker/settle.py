@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from taskq import outcome
 from taskq.brokers.base import Broker, Consumer, Outgoing
-from taskq.errors import BrokerError, PublishError, ResultsUnavailable
+from taskq.errors import BrokerError, PublishError, ResultsUnavailable, TaskqError
 from taskq.resend import dead
 from taskq.results.base import ResultStore, Write
 from taskq.worker.endings import REQUEUED, Ending
@@ -27,7 +27,7 @@ _MAX_BATCH = 1000
 _MAX_WAIT_S = 2.0
 
 
-class Abandoned(Exception):
+class Abandoned(TaskqError):
     """The worker stops before a batch could be settled; the broker delivers it again."""
 
 

@@ -31,6 +31,7 @@ from taskq.worker.manifest import Manifest
 log = logging.getLogger("taskq.worker")
 
 _SWITCH_S = 0.0005
+_LAST_S = 0.5
 
 
 def worker_name(settings: WorkerSettings) -> str:
@@ -155,6 +156,8 @@ class LocalWorker:
         self._life: Lifecycle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._begun = threading.Event()
+        self._idle = threading.Event()
+        self._idle.set()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._hub_thread, name="taskq-hub", daemon=True)
 
@@ -177,7 +180,9 @@ class LocalWorker:
         sock = self._launcher.theirs
         if sock is not None:
             name = worker_name(self._settings)
+            self._idle.clear()
             run_executor(self._app, "solo", 1, name, sock, self._launcher.memory)
+            self._idle.set()
             # Shut down, not only closed: the intake thread still reads from it.
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
@@ -204,6 +209,9 @@ class LocalWorker:
         finally:
             self._launcher.close()
             self._begun.set()
+        if not self._share and not self._idle.wait(_LAST_S):
+            # A task that nothing stops holds the main thread; its message was given back.
+            os._exit(self._code)
 
     async def _main(self) -> int:
         self._loop = asyncio.get_running_loop()

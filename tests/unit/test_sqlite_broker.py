@@ -141,13 +141,20 @@ def test_given_back_messages_are_not_charged(make: Open) -> None:
 def test_a_pause_lets_nothing_through(make: Open) -> None:
     """What was claimed just before the pause goes back instead of to the worker."""
     broker = make()
+    held = QueueDepth(0, 5, 0, 1)
     with consuming(broker, ["q"]) as hub:
         wait_for(lambda: bool(hub.connections), 10, "the start")
-        hub.call(hub.consumer.pause)
-        send(broker, *[outgoing() for _ in range(5)])
+
+        def claim_and_pause() -> None:
+            # While this blocks the loop, claimed messages can only wait in front of it.
+            send(broker, *[outgoing() for _ in range(5)])
+            wait_for(lambda: broker.depths(["q"])["q"] == held, 10, "the claim")
+            hub.consumer.pause()
+
+        hub.call(claim_and_pause)
+        wait_for(lambda: broker.depths(["q"])["q"] == QueueDepth(5, 0, 0, 1), 10, "all given back")
         assert broker.ask({"command": "ping"}, 5.0) == [{"echo": "ping"}]
         assert hub.got == []
-        wait_for(lambda: broker.depths(["q"])["q"] == QueueDepth(5, 0, 0, 1), 10, "all given back")
         hub.call(hub.consumer.resume)
         hub.wait_for(5)
 

@@ -188,6 +188,7 @@ def test_a_child_gets_a_connection_of_its_own(path: Path) -> None:
     put(database, "parent")
 
     def child() -> None:
+        assert database._connection is None
         put(database, "child")
         assert names(database) == ["child", "parent"]
 
