@@ -1,4 +1,4 @@
-"""`python -m taskq`: the same as the `taskq` command."""
+"""`python -m taskq` is the command `taskq`."""
 
 from taskq.cli import main
 

@@ -1,284 +1,235 @@
-"""Dead letters: what they say, and finding, replaying and dropping them.
+"""Dead letters: look at them, send them again, drop them.
 
-A letter is the message that ended, its body untouched, with its story in `taskq-dead-*` headers.
-Letters that RabbitMQ itself dead-lettered have no such story; it is read from `x-death` instead.
+::
+
+    dead = DeadLetters(app.broker, app.results)
+    for letter in dead.list(Wanted(reason="failed")):
+        print(letter.id, letter.exception.type)
+    dead.replay(dead.choose(Wanted(task="mail.*")))
+
+Looking never removes or spends a letter. A letter is removed only after its replay was confirmed.
 """
 
-import hashlib
-import re
-from collections.abc import Callable, Mapping
+import fnmatch
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Final
 
-from taskq import clock
 from taskq.brokers.base import Broker, Delivery, Outgoing, Verdict
-from taskq.errors import ConfigError, DecodeError
-from taskq.message import DEAD_PREFIX, HISTORY, REPLAYS, Message, decode_call
-from taskq.resend import REASONS, revived
+from taskq.canvas import step_ids
+from taskq.errors import DecodeError
+from taskq.letter import DeadException, DeadLetter, FailedAttempt, read_letter
+from taskq.resend import revived
+from taskq.results.base import ResultStore
 
-_BROKER_REASONS = {
-    "delivery_limit": "delivery_limit",
-    "rejected": "rejected",
-    "expired": "unroutable",
-    "maxlen": "unroutable",
-}
-_FRAME = re.compile(r'File "([^"]+)", line \d+, in (\S+)')
+__all__ = [
+    "Chosen",
+    "DeadException",
+    "DeadLetter",
+    "DeadLetters",
+    "FailedAttempt",
+    "Wanted",
+    "read_letter",
+]
 
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A dead letter, read.
-
-    Attributes:
-        id: Task id; empty when the message had none.
-        task: Registered name; empty likewise.
-        queue: Queue it came from, where a replay sends it.
-        reason: One of `taskq.resend.REASONS`.
-        exception_type: Class of the last exception, or empty.
-        exception_message: Its text.
-        fingerprint: Same for letters of the same exception type raised in the same function.
-        attempts: Runs that were started.
-        failed_at_ms: When it ended, as epoch ms; 0 when unknown.
-        worker: Who gave up.
-        traceback: The last traceback.
-        history: Attempts before the last: [[attempt, at_ms, type, message], ...].
-        replays: How often it was replayed before.
-        message: The message itself.
-    """
-
-    id: str
-    task: str
-    queue: str
-    reason: str
-    exception_type: str
-    exception_message: str
-    fingerprint: str
-    attempts: int
-    failed_at_ms: int
-    worker: str
-    traceback: str
-    history: list[Any]
-    replays: int
-    message: Message
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the documented fields of a listing."""
-        return {
-            "id": self.id,
-            "task": self.task,
-            "queue": self.queue,
-            "reason": self.reason,
-            "exception": {
-                "type": self.exception_type,
-                "message": self.exception_message,
-                "fingerprint": self.fingerprint,
-            },
-            "attempts": self.attempts,
-            "failed_at": clock.to_iso(self.failed_at_ms) if self.failed_at_ms else None,
-            "replays": self.replays,
-        }
-
-    def details(self) -> dict[str, Any]:
-        """Return everything that is known, arguments included where they can be read."""
-        try:
-            call = decode_call(self.message)
-            arguments: dict[str, Any] = {"args": call.args, "kwargs": call.kwargs}
-        except DecodeError as error:
-            arguments = {"unreadable": str(error), "body": repr(self.message.body[:200])}
-        headers = {
-            name: value
-            for name, value in self.message.headers.items()
-            if not name.startswith(DEAD_PREFIX) and name != HISTORY
-        }
-        return {
-            **self.to_json(),
-            **arguments,
-            "worker": self.worker,
-            "traceback": self.traceback,
-            "history": [
-                {"attempt": n, "at": clock.to_iso(at), "type": kind, "message": text}
-                for n, at, kind, text in self.history
-            ],
-            "headers": headers,
-        }
+Progress = Callable[[int], None]
+_FORGET_AT_ONCE: Final = 500
 
 
-def read_letter(delivery: Delivery) -> DeadLetter:
-    """Return what a dead letter says; hostile headers only leave fields empty."""
-    message = delivery.message
-    headers = message.headers
-
-    def text(name: str) -> str:
-        value = headers.get(DEAD_PREFIX + name)
-        return value if isinstance(value, str) else ""
-
-    def number(name: str) -> int:
-        value = headers.get(DEAD_PREFIX + name)
-        return value if isinstance(value, int) else 0
-
-    reason, queue = text("reason"), text("queue")
-    if not reason:
-        reason, queue = _broker_story(headers)
-    history = headers.get(HISTORY)
-    replays = headers.get(REPLAYS)
-    return DeadLetter(
-        id=message.id,
-        task=message.task,
-        queue=queue,
-        reason=reason,
-        exception_type=text("type"),
-        exception_message=text("message"),
-        fingerprint=fingerprint(text("type"), text("traceback")),
-        attempts=number("attempts"),
-        failed_at_ms=number("at"),
-        worker=text("worker"),
-        traceback=text("traceback"),
-        history=[row for row in history if isinstance(row, list) and len(row) == 4]
-        if isinstance(history, list)
-        else [],
-        replays=replays if isinstance(replays, int) else 0,
-        message=message,
-    )
-
-
-def _broker_story(headers: Mapping[str, Any]) -> tuple[str, str]:
-    """Return (reason, queue) of a letter that the broker itself put here."""
-    deaths = headers.get("x-death")
-    first = deaths[0] if isinstance(deaths, list) and deaths else {}
-    if not isinstance(first, Mapping):
-        first = {}
-    keys = first.get("routing-keys")
-    key = keys[0] if isinstance(keys, list) and keys and isinstance(keys[0], str) else ""
-    queue = first.get("queue")
-    name = queue if isinstance(queue, str) else ""
-    # From a delay queue the routing key is the queue it was meant for.
-    if "taskq.delay." in name or not name:
-        name = key
-    return _BROKER_REASONS.get(str(first.get("reason")), "unroutable"), name
-
-
-def fingerprint(exception_type: str, traceback: str) -> str:
-    """Return 12 hex digits that are the same for one exception type raised in one function."""
-    if not exception_type:
-        return ""
-    frames = _FRAME.findall(traceback)
-    place = f"{frames[-1][0].rpartition('/')[2]}:{frames[-1][1]}" if frames else ""
-    return hashlib.sha256(f"{exception_type}|{place}".encode()).hexdigest()[:12]
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """Which letters are meant; what is empty matches all.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which letters; what is left empty matches every letter.
 
     Attributes:
-        ids: Task ids, or prefixes of at least 6 characters.
-        task: Registered name.
+        ids: Task ids.
+        task: Task name; `*` and `?` stand for any text and any character.
         queue: Queue it came from.
         reason: One of `taskq.resend.REASONS`.
-        exception: Exception type or fingerprint.
-        newer_than_s: Only letters of the last so many seconds; 0 for all.
+        since_ms: Ended at this moment or later, as epoch ms.
+        exception: Class name of the exception, with or without its module.
+        fingerprint: Beginning of the exception's fingerprint.
     """
 
-    ids: tuple[str, ...] = ()
+    ids: frozenset[str] = frozenset()
     task: str = ""
     queue: str = ""
     reason: str = ""
+    since_ms: int = 0
     exception: str = ""
-    newer_than_s: float = 0.0
-    _now_ms: int = field(default_factory=lambda: clock.now_ms(), compare=False)
-
-    def __post_init__(self) -> None:
-        if self.reason and self.reason not in REASONS:
-            raise ConfigError(f"reason {self.reason!r}: use one of {', '.join(REASONS)}")
+    fingerprint: str = ""
 
     def matches(self, letter: DeadLetter) -> bool:
-        """Return whether a letter is meant."""
+        """Return whether a letter is wanted."""
+        error = letter.exception
         return (
-            (not self.ids or any(_same_id(letter.id, wanted) for wanted in self.ids))
-            and self.task in ("", letter.task)
-            and self.queue in ("", letter.queue)
-            and self.reason in ("", letter.reason)
-            and self.exception in ("", letter.exception_type, letter.fingerprint)
-            and (
-                not self.newer_than_s
-                or letter.failed_at_ms >= self._now_ms - self.newer_than_s * 1000
-            )
+            (not self.ids or letter.id in self.ids)
+            and (not self.task or fnmatch.fnmatchcase(letter.task, self.task))
+            and (not self.queue or letter.queue == self.queue)
+            and (not self.reason or letter.reason == self.reason)
+            and (not self.since_ms or letter.failed_at_ms >= self.since_ms)
+            and self.exception in ("", error.type, f"{error.module}.{error.type}")
+            and error.fingerprint.startswith(self.fingerprint)
         )
 
 
-def _same_id(task_id: str, wanted: str) -> bool:
-    return task_id == wanted or (len(wanted) >= 6 and task_id.startswith(wanted))
+_ALL: Final = Wanted()
 
 
-def find(broker: Broker, which: Filter, limit: int = 0) -> list[DeadLetter]:
-    """Return letters, oldest first; they all stay where they are.
+@dataclass(slots=True)
+class Chosen:
+    """Letters chosen for a replay or a drop; letters that arrive later are not among them.
 
-    Args:
-        broker: Where they are.
-        which: Which ones.
-        limit: At most so many; 0 for all.
+    Attributes:
+        keys: `DeadLetter.key` of each.
+        ids: Their ids, oldest letter first.
+        homeless: Ids of those whose queue nobody knows.
+        steps: Ids of the chain steps that failed with them.
     """
-    found: list[DeadLetter] = []
 
-    def visit(delivery: Delivery) -> Verdict:
-        letter = read_letter(delivery)
-        if which.matches(letter) and not (limit and len(found) >= limit):
-            found.append(letter)
-        return "keep"
-
-    broker.sweep_dead(visit)
-    return found
+    keys: set[tuple[str, int, str, int]] = field(default_factory=set)
+    ids: list[str] = field(default_factory=list)
+    homeless: list[str] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
 
 
-Progress = Callable[[int], None]
+class DeadLetters:
+    """The dead letters of one broker."""
 
+    def __init__(self, broker: Broker, results: ResultStore | None = None) -> None:
+        """Prepare; connects on first use.
 
-def replay(broker: Broker, which: Filter, queue: str = "", progress: Progress | None = None) -> int:
-    """Send letters again as fresh messages, and remove each once its message is confirmed.
+        Args:
+            broker: Where they are.
+            results: Where the tasks' failures are recorded, or None when results are off.
+        """
+        self._broker = broker
+        self._results = results
 
-    Args:
-        broker: Where they are.
-        which: Which ones.
-        queue: Queue to send them to instead of the one each came from.
-        progress: Called with how many were replayed so far.
+    def _walk(self, decide: Callable[[DeadLetter], Verdict], progress: Progress | None) -> None:
+        prefix = self._broker.options.prefix
+        seen = 0
 
-    Returns:
-        How many were replayed. A letter that names no queue stays.
-    """
-    counter = _Counter(progress)
+        def visit(delivery: Delivery) -> Verdict:
+            nonlocal seen
+            seen += 1
+            if progress is not None:
+                progress(seen)
+            return decide(read_letter(delivery, prefix))
 
-    def visit(delivery: Delivery) -> Verdict:
-        letter = read_letter(delivery)
-        target = queue or letter.queue
-        if not which.matches(letter) or not target:
+        self._broker.sweep_dead(visit)
+
+    def list(
+        self, wanted: Wanted = _ALL, limit: int = 0, progress: Progress | None = None
+    ) -> Sequence[DeadLetter]:
+        """Return letters, oldest first.
+
+        Args:
+            wanted: Which.
+            limit: Only so many, the newest ones; 0 for all.
+            progress: Called with the number of letters looked at.
+
+        Raises:
+            BrokerUnavailable: If the broker cannot be reached.
+        """
+        found: list[DeadLetter] = []
+
+        def decide(letter: DeadLetter) -> Verdict:
+            if wanted.matches(letter):
+                found.append(letter)
+                if limit and len(found) > limit:
+                    del found[0]
             return "keep"
-        counter.step()
-        return Outgoing(target, revived(letter.message))
 
-    broker.sweep_dead(visit)
-    return counter.count
+        self._walk(decide, progress)
+        return found
 
+    def choose(self, wanted: Wanted = _ALL, progress: Progress | None = None) -> Chosen:
+        """Choose letters to replay or to drop; see `list`."""
+        chosen = Chosen()
 
-def drop(broker: Broker, which: Filter, progress: Progress | None = None) -> int:
-    """Delete letters for good and return how many."""
-    counter = _Counter(progress)
-
-    def visit(delivery: Delivery) -> Verdict:
-        if not which.matches(read_letter(delivery)):
+        def decide(letter: DeadLetter) -> Verdict:
+            if wanted.matches(letter):
+                chosen.keys.add(letter.key)
+                chosen.ids.append(letter.id)
+                if not letter.queue:
+                    chosen.homeless.append(letter.id)
+                chosen.steps += _steps(letter)
             return "keep"
-        counter.step()
-        return "remove"
 
-    broker.sweep_dead(visit)
-    return counter.count
+        self._walk(decide, progress)
+        return chosen
+
+    def replay(
+        self, chosen: Chosen, to: str = "", progress: Progress | None = None
+    ) -> Sequence[str]:
+        """Send letters to their queues again, attempts at 0, and remove them.
+
+        Their recorded FAILURE is forgotten first, with that of the chain steps behind them, or a
+        worker would take the replay for the redelivery of a finished task. Letters whose queue
+        nobody knows are kept unless `to` is given.
+
+        Args:
+            chosen: Which; see `choose`.
+            to: Queue to send them to instead of their own.
+            progress: Called with the number of letters looked at.
+
+        Returns:
+            The ids of the letters that were sent.
+
+        Raises:
+            BrokerUnavailable: If the broker cannot be reached.
+            PublishError: If one was not confirmed; it and the rest are kept.
+            ResultsUnavailable: If the failures cannot be forgotten; nothing was sent.
+        """
+        self._forget_failures([*chosen.ids, *chosen.steps])
+        sent: list[str] = []
+
+        def decide(letter: DeadLetter) -> Verdict:
+            queue = to or letter.queue
+            if letter.key not in chosen.keys or not queue:
+                return "keep"
+            sent.append(letter.id)
+            return Outgoing(queue, revived(letter.message))
+
+        self._walk(decide, progress)
+        return sent
+
+    def drop(self, chosen: Chosen, progress: Progress | None = None) -> Sequence[str]:
+        """Delete letters.
+
+        Args:
+            chosen: Which; see `choose`.
+            progress: Called with the number of letters looked at.
+
+        Returns:
+            The ids of the letters that were deleted.
+        """
+        gone: list[str] = []
+
+        def decide(letter: DeadLetter) -> Verdict:
+            if letter.key not in chosen.keys:
+                return "keep"
+            gone.append(letter.id)
+            return "remove"
+
+        self._walk(decide, progress)
+        return gone
+
+    def _forget_failures(self, ids: Sequence[str]) -> None:
+        store = self._results
+        if store is None:
+            return
+        for start in range(0, len(ids), _FORGET_AT_ONCE):
+            part = ids[start : start + _FORGET_AT_ONCE]
+            records = store.fetch(part)
+            # A success, which another copy of the message may have had, stays final.
+            failed = [i for i, data in zip(part, records, strict=True) if data and data[:1] == b"F"]
+            if failed:
+                store.forget(failed)
 
 
-class _Counter:
-    def __init__(self, progress: Progress | None) -> None:
-        self.count = 0
-        self._progress = progress
-
-    def step(self) -> None:
-        self.count += 1
-        if self._progress is not None:
-            self._progress(self.count)
+def _steps(letter: DeadLetter) -> Sequence[str]:
+    try:
+        return step_ids(letter.call().embed)
+    except DecodeError:
+        return ()

@@ -102,5 +102,7 @@ def revived(message: Message) -> Message:
         if not name.startswith(DEAD_PREFIX)
         and name not in (DUE, FIRST, HISTORY, UNKNOWN_SINCE, "retries", "eta", "expires")
     }
-    headers[REPLAYS] = int(message.headers.get(REPLAYS) or 0) + 1
+    replays = message.headers.get(REPLAYS)
+    # A hostile header may hold anything, and its letter must be replayable all the same.
+    headers[REPLAYS] = replays + 1 if isinstance(replays, int) and 0 <= replays < 2**31 else 1
     return replace(message, headers=headers)

@@ -22,7 +22,7 @@ OWN_CODE = ("taskq", "tests", "workers", "examples", "benchmarks", "scripts", "d
 
 ROWS: dict[str, int] = {
     **dict.fromkeys(("errors", "clock", "_version"), 0),
-    **dict.fromkeys(("config", "codecs", "message", "request", "resend", "retry"), 1),
+    **dict.fromkeys(("config", "codecs", "message", "plain", "request", "resend", "retry"), 1),
     **dict.fromkeys(("outcome", "embedded", "embedded.*"), 1),
     **dict.fromkeys(("brokers", "brokers.base", "results", "results.base"), 2),
     **dict.fromkeys(("middleware", "events", "events.bus"), 2),
@@ -30,7 +30,7 @@ ROWS: dict[str, int] = {
     **dict.fromkeys(("brokers.*", "results.*"), 3),
     **dict.fromkeys(("app", ""), 4),
     **dict.fromkeys(("worker", "worker.*", "scheduler", "scheduler.*", "deadletters"), 5),
-    **dict.fromkeys(("metrics", "testing", "loading"), 5),
+    **dict.fromkeys(("doctor", "letter", "metrics", "testing", "loading"), 5),
     **dict.fromkeys(("cli", "cli.*", "dashboard", "dashboard.*", "__main__"), 6),
 }
 """Each module's row; it imports its own row or a lower one. `x.*` stands for all below `x`."""

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -23,7 +24,7 @@ from taskq.brokers.base import (
     Sink,
     Verdict,
 )
-from taskq.brokers.rabbitmq_batch import prepare
+from taskq.brokers.rabbitmq_batch import prepare, prepare_reply
 from taskq.brokers.rabbitmq_consumer import RabbitConsumer
 from taskq.brokers.rabbitmq_dead import DeadSweep
 from taskq.brokers.rabbitmq_declare import Declarer
@@ -95,7 +96,10 @@ class RabbitBroker(Broker):
         return publishing
 
     def _reply(self, address: str, raw: bytes, body: bytes) -> None:
-        self._io.call(self._publisher.send_reply, address, raw, body)
+        item = prepare_reply(address, raw, body, self.options.publish_timeout_s)
+        # A worker that is being stopped owes nobody an answer.
+        with contextlib.suppress(BrokerUnavailable):
+            self._io.call(self._publisher.accept, [item])
 
     # Consuming
 

@@ -14,6 +14,8 @@ from taskq.errors import EncodeError, PublishError
 from taskq.message import MAX_BODY_BYTES
 
 MAX_FRAME_BYTES: Final = 131_072
+NOTHING_TO_DECLARE: Final = ("", 0)
+"""The `Item.target` of what goes to an address that somebody else made."""
 _FRAME_AND_HEADER_BYTES: Final = 8 + 12
 _LATE_S: Final = 0.25
 """How much later than the deadline `wait` gives up on an I/O thread that does not run."""
@@ -193,3 +195,8 @@ def _oversize(item: Item) -> str:
     if len(item.body) > MAX_BODY_BYTES:
         return f"the body takes {len(item.body):,} bytes, over the limit of {MAX_BODY_BYTES:,}"
     return ""
+
+
+def prepare_reply(address: str, raw: bytes, body: bytes, timeout_s: float) -> Item:
+    """Return a message to a reply address; nobody waits for its confirm."""
+    return Item(Batch([""], timeout_s), 0, ("", address, *NOTHING_TO_DECLARE), raw, body)

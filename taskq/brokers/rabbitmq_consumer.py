@@ -265,14 +265,15 @@ class RabbitConsumer(Consumer):
     def _flush(self) -> None:
         with self._lock:
             settled, self._settled = self._settled, []
-        by_link: dict[Link, tuple[list[int], list[int]]] = {}
+        touched: set[Link] = set()
         generation = self._generation
-        for pair in settled:
-            for kind, receipts in enumerate(pair):
+        for done, returned in settled:
+            for receipts, back in ((done, False), (returned, True)):
                 for born, link, tag in receipts:
                     if born == generation:
-                        by_link.setdefault(link, ([], []))[kind].append(tag)
-        for link, (done, returned) in by_link.items():
+                        link.settle(tag, back)
+                        touched.add(link)
+        for link in touched:
             # A connection that just ended gives everything back by itself.
             with contextlib.suppress(AMQPError):
-                link.settle(done, returned)
+                link.flush()

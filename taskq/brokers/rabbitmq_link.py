@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from taskq.brokers.amqp_connection import StockConnection
@@ -26,30 +26,21 @@ class Ledger:
         """How many deliveries are in the worker's hands."""
         return self.delivered - self.floor - len(self._above)
 
-    def settle(
-        self, done: Sequence[int], returned: Sequence[int]
-    ) -> tuple[list[int], int, list[int]]:
-        """Note deliveries as settled; those that are already are ignored.
+    def note(self, tag: int) -> bool:
+        """Note a delivery as settled; False when it is so already, or was never delivered."""
+        if tag <= self.floor or tag > self.delivered or tag in self._above:
+            return False
+        self._above.add(tag)
+        return True
 
-        Returns:
-            (tags to give back one by one, tag to acknowledge with all below it or 0, tags to
-            acknowledge one by one); to be sent in this order.
-        """
-        fresh_back = [tag for tag in returned if self._note(tag)]
-        fresh_done = [tag for tag in done if self._note(tag)]
+    def advance(self) -> int:
+        """Raise the floor as far as it goes, and return it."""
         above, floor = self._above, self.floor
         while floor + 1 in above:
             floor += 1
             above.remove(floor)
         self.floor = floor
-        upto = max((tag for tag in fresh_done if tag <= floor), default=0)
-        return fresh_back, upto, [tag for tag in fresh_done if tag > floor]
-
-    def _note(self, tag: int) -> bool:
-        if tag <= self.floor or tag > self.delivered or tag in self._above:
-            return False
-        self._above.add(tag)
-        return True
+        return floor
 
 
 class Link:
@@ -77,6 +68,8 @@ class Link:
         self._tag = ""
         self._granted = 0
         self._wanted = 0
+        self._done: list[int] = []
+        self._returned: list[int] = []
         self._moved = asyncio.Event()
         self._lock = asyncio.Lock()
 
@@ -130,18 +123,28 @@ class Link:
 
         await self._session.request(consume)
 
-    def settle(self, done: Sequence[int], returned: Sequence[int]) -> None:
-        """Acknowledge and give back; nothing when the channel is gone."""
+    def settle(self, tag: int, back: bool) -> None:
+        """Settle one delivery with the next `flush`; of several settlements the first counts."""
+        if self.ledger.note(tag):
+            (self._returned if back else self._done).append(tag)
+
+    def flush(self) -> None:
+        """Acknowledge and give back what was settled; nothing when the channel is gone."""
+        returned, self._returned = self._returned, []
+        done, self._done = self._done, []
         channel = self._session.channel
         if not channel.is_open:
             return
-        back, upto, single = self.ledger.settle(done, returned)
-        for tag in back:
+        floor = self.ledger.advance()
+        # First of all: the acknowledgement of a range would take these along.
+        for tag in returned:
             channel.basic_nack(tag, requeue=True)
+        upto = max((tag for tag in done if tag <= floor), default=0)
         if upto:
             self._connection.ack(channel, upto, multiple=True)
-        for tag in single:
-            self._connection.ack(channel, tag)
+        for tag in done:
+            if tag > floor:
+                self._connection.ack(channel, tag)
         self._moved.set()
 
 

@@ -32,7 +32,7 @@ from taskq.brokers.amqp_session import (
 from taskq.brokers.amqp_thread import close_inherited_socket
 from taskq.brokers.amqp_url import Endpoint
 from taskq.brokers.base import DEAD_QUEUE
-from taskq.brokers.rabbitmq_batch import Batch, Item
+from taskq.brokers.rabbitmq_batch import NOTHING_TO_DECLARE, Batch, Item
 from taskq.brokers.rabbitmq_declare import Declarer
 from taskq.errors import BrokerUnavailable, ConfigError
 
@@ -73,7 +73,7 @@ class Publisher:
         self._pending: dict[int, Item] = {}
         self._lowest = 1
         self._next_tag = 1
-        self._known: set[tuple[str, int]] = set()
+        self._known: set[tuple[str, int]] = {NOTHING_TO_DECLARE}
         self._declaring: dict[tuple[str, int], list[Item]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._connection: StockConnection | None = None
@@ -195,19 +195,6 @@ class Publisher:
         self._pending[self._next_tag] = item
         self._next_tag += 1
 
-    def send_reply(self, address: str, raw: bytes, body: bytes) -> None:
-        """Publish an answer to a control request; it is lost when there is no connection."""
-        self._send_unconfirmed("", address, raw, body)
-
-    def _send_unconfirmed(self, exchange: str, key: str, raw: bytes, body: bytes) -> None:
-        if self._session is None or self._connection is None:
-            return
-        with contextlib.suppress(AMQPError):
-            channel = self._session.channel
-            self._connection.publish(channel, exchange, key, raw, body, mandatory=False)
-            # The channel confirms everything; its tags must go on counting.
-            self._next_tag += 1
-
     # Declaring
 
     def _declare_for(self, item: Item) -> None:
@@ -278,7 +265,7 @@ class Publisher:
 
     def _unroutable(self, item: Item) -> None:
         reply, item.returned = item.returned, ""
-        if self._create and not item.redeclared and self._declarer is not None:
+        if self._create and item.queue and not item.redeclared and self._declarer is not None:
             # Someone deleted the queue after it was declared here.
             item.redeclared = True
             self._known.discard(item.target)
@@ -332,7 +319,7 @@ class Publisher:
             return
         unconfirmed = list(self._pending.values())
         self._pending.clear()
-        self._known.clear()
+        self._known = {NOTHING_TO_DECLARE}
         self._session = self._connection = self._declarer = None
         self._blocked = ""
         self._trouble = f"the connection to RabbitMQ was lost: {why}"

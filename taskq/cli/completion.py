@@ -1,29 +1,28 @@
-"""`taskq completion` and `taskq version`."""
+"""`taskq completion`."""
 
 import click
 from click.shell_completion import get_completion_class
 
-from taskq._version import __version__
+from taskq.cli.framework import Command
+
+VARIABLE = "_TASKQ_COMPLETE"
 
 
 @click.command(
-    epilog="""\b
-Examples:
-  taskq completion bash >> ~/.bashrc
-  taskq completion fish > ~/.config/fish/completions/taskq.fish"""
+    cls=Command,
+    examples="""
+    eval "$(taskq completion bash)"                              in ~/.bashrc
+    eval "$(taskq completion zsh)"                               in ~/.zshrc
+    taskq completion fish > ~/.config/fish/completions/taskq.fish
+    """,
 )
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> None:
-    """Print the script that completes taskq's commands in your shell."""
-    from taskq.cli import main
-
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print a script that completes taskq's commands and options in a shell."""
     kind = get_completion_class(shell)
     if kind is None:
-        raise click.UsageError(f"no completion for {shell}")
-    click.echo(kind(main, {}, "taskq", "_TASKQ_COMPLETE").source())
-
-
-@click.command()
-def version() -> None:
-    """Print the version."""
-    click.echo(__version__)
+        raise click.UsageError(f"this version of click completes nothing in {shell}")
+    made = kind(context.find_root().command, {}, "taskq", VARIABLE)
+    # Not source(): that runs the shell to look at its version, where it may not be installed.
+    click.echo(made.source_template % made.source_vars())

@@ -31,6 +31,7 @@ class AsyncExecutor:
         self._free = list(range(slots.count - 1, -1, -1))
         self._running: dict[int, asyncio.Task[None]] = {}
         self._interrupted: set[int] = set()
+        self._on_threads: set[int] = set()
         self._limiter = WatchdogLimiter()
         self._flushing = False
         self._stopping = False
@@ -79,7 +80,9 @@ class AsyncExecutor:
         elif kind == "cancel":
             self._limiter.interrupt(set(frame[1]))
             for tag in frame[1]:
-                if tag in self._running:
+                # A function on a thread goes on when its awaiter is cancelled: it would be
+                # requeued, and run elsewhere, while it runs here.
+                if tag in self._running and tag not in self._on_threads:
                     self._interrupted.add(tag)
                     self._running[tag].cancel()
         elif kind == "stop":
@@ -128,7 +131,11 @@ class AsyncExecutor:
             if limit_s is not None:
                 call = limited_coroutine(call, limit_s)
             return await self._runner.arun(job, call)
-        return await asyncio.to_thread(self._run_plain, job, tag)
+        self._on_threads.add(tag)
+        try:
+            return await asyncio.to_thread(self._run_plain, job, tag)
+        finally:
+            self._on_threads.discard(tag)
 
     def _run_plain(self, job: Job, tag: int) -> Ending:
         call, limit_s, limiter = job.runnable.call, job.soft_limit_s, self._limiter

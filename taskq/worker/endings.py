@@ -94,6 +94,20 @@ def unpack_follow(data: bytes) -> list[Outgoing]:
     return [Outgoing(q, Message.from_list(parts), due, gone) for q, parts, due, gone in items]
 
 
+def started(case: Case) -> Write:
+    """Return the STARTED record of a running task."""
+    message, info = case.message, case.info
+    record = Record(
+        outcome.STARTED,
+        case.envelope.retries,
+        task=message.task,
+        worker=case.worker,
+        at_ms=clock.now_ms(),
+    )
+    ttl_s = info.result_ttl_s if info is not None else 86400
+    return Write(message.id, encode_record(record), ttl_s)
+
+
 def succeeded(case: Case, value: bytes | None, follow: Sequence[Outgoing], us: int) -> Ending:
     """End a run that returned.
 

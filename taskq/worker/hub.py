@@ -19,7 +19,7 @@ from taskq import clock, outcome
 from taskq.brokers.base import Broker, Consumer, Delivery
 from taskq.config import WorkerSettings
 from taskq.errors import RemoteError, ResultsUnavailable
-from taskq.results.base import Record, ResultStore, Write, encode_record
+from taskq.results.base import ResultStore
 from taskq.worker import endings
 from taskq.worker.admission import Admission
 from taskq.worker.control import answer
@@ -351,16 +351,7 @@ class Hub:
             if ran_s < _STARTED_AFTER_S or held.marked or held.info is None:
                 continue
             held.marked = True
-            message = held.delivery.message
-            record = Record(
-                outcome.STARTED,
-                held.envelope.retries,
-                task=message.task,
-                worker=self.name,
-                at_ms=clock.now_ms(),
-            )
-            ttl_s = held.info.result_ttl_s
-            writes.append(Write(message.id, encode_record(record), ttl_s))
+            writes.append(endings.started(self._case(held)))
         if writes:
             self.settler.put([(None, Ending(outcome.STARTED, writes))])
 

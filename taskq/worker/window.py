@@ -11,6 +11,7 @@ _MAX_WINDOW = 512
 _PREFETCH_S = 0.05
 _MAX_PREFETCH = 2000
 _WEIGHT = 0.3
+_LONG_US = 20_000
 
 
 class Pace:
@@ -37,8 +38,9 @@ class Pace:
         if count <= 0:
             return
         mean_us = total_us / count
-        if self._mean_us < 0 or mean_us > self._mean_us * 10:
-            # Tasks got long all at once: smoothing would hoard for many batches more.
+        if self._mean_us < 0 or mean_us > max(self._mean_us * 10, _LONG_US):
+            # Tasks got long all at once: smoothing would hoard for many batches more. Below that
+            # a jump is only the operating system's doing, and must not empty the pipe.
             self._mean_us = mean_us
         else:
             weight = min(0.9, _WEIGHT * math.log2(count + 1))

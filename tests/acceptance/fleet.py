@@ -19,11 +19,6 @@ from taskq.result import AsyncResult
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
-_COMMAND = (
-    [sys.executable, "-m", "taskq"]
-    if (ROOT / "taskq" / "__main__.py").exists()
-    else [sys.executable, "/tmp/tq_launch.py"]
-)
 POOLS = ("process", "thread", "asyncio", "solo")
 
 
@@ -144,7 +139,7 @@ class Fleet:
         words = ["worker", "-A", app, "-P", pool, "-c", str(slots), *options]
         with output.open("wb") as stream:
             process = subprocess.Popen(
-                [*_COMMAND, *words],
+                [sys.executable, "-m", "taskq", *words],
                 cwd=self.directory,
                 env={**self._environment(), **(env or {})},
                 stdin=subprocess.DEVNULL,

@@ -213,8 +213,8 @@ def test_starts_are_forgotten_after_their_time(store: ResultStore) -> None:
 
 def test_a_watch_wakes_soon_after_the_end(store: ResultStore, results_url: str) -> None:
     """`get()` must not poll, and must not wait for a poll either."""
-    task_id = new_id()
-    woken = threading.Event()
+    task_id, probe = new_id(), new_id()
+    woken, reading_done = threading.Event(), threading.Event()
     got: list[bytes] = []
 
     def note(data: bytes) -> None:
@@ -222,6 +222,10 @@ def test_a_watch_wakes_soon_after_the_end(store: ResultStore, results_url: str) 
         woken.set()
 
     store.watch(task_id, note)
+    store.store([write(probe, "SUCCESS")])
+    # Once this one was found by reading, so was that nothing is there of the other.
+    store.watch(probe, lambda data: reading_done.set())
+    assert reading_done.wait(10)
     other = open_results(results_url)
     try:
         other.store([write(task_id, "STARTED")])
