@@ -5,6 +5,8 @@
 PATH=${PATH:-/usr/local/bin:/usr/bin:/bin}:/usr/local/sbin:/usr/sbin:/sbin
 export PATH
 venv=${VENV:-$root/.venv}
+# pip would warn that it cannot keep a cache.
+if [ ! -w "${HOME:-/nonexistent}" ]; then PIP_NO_CACHE_DIR=1 && export PIP_NO_CACHE_DIR; fi
 
 say() { printf '==> %s\n' "$*"; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }

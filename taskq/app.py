@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, ParamSpec, TypeVar, Unpack, overload
@@ -211,7 +211,7 @@ class TaskQ(Hooks):
         """
         return self.send([Signature(name, tuple(args), dict(kwargs or {}), options)])[0]
 
-    def send_many(self, calls: Sequence[Signature[Any] | Chain]) -> list[AsyncResult[Any]]:
+    def send_many(self, calls: Iterable[Signature[Any] | Chain]) -> list[AsyncResult[Any]]:
         """Send many calls with pipelined confirms; see `send`. A generator works too."""
         return self.send(list(calls))
 

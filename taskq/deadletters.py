@@ -3,9 +3,9 @@
 ::
 
     dead = DeadLetters(app.broker, app.results)
-    for letter in dead.list(Wanted(reason="failed")):
+    for letter in dead.list(Filter(reason="failed")):
         print(letter.id, letter.exception.type)
-    dead.replay(dead.choose(Wanted(task="mail.*")))
+    dead.replay(dead.choose(Filter(task="mail.*")))
 
 Looking never removes or spends a letter. A letter is removed only after its replay was confirmed.
 """
@@ -28,8 +28,9 @@ __all__ = [
     "DeadLetter",
     "DeadLetters",
     "FailedAttempt",
-    "Wanted",
+    "Filter",
     "read_letter",
+    "same_id",
 ]
 
 Progress = Callable[[int], None]
@@ -37,11 +38,11 @@ _FORGET_AT_ONCE: Final = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class Filter:
     """Which letters; what is left empty matches every letter.
 
     Attributes:
-        ids: Task ids.
+        ids: Task ids, or beginnings of at least 6 characters.
         task: Task name; `*` and `?` stand for any text and any character.
         queue: Queue it came from.
         reason: One of `taskq.resend.REASONS`.
@@ -50,7 +51,7 @@ class Wanted:
         fingerprint: Beginning of the exception's fingerprint.
     """
 
-    ids: frozenset[str] = frozenset()
+    ids: tuple[str, ...] = ()
     task: str = ""
     queue: str = ""
     reason: str = ""
@@ -62,7 +63,7 @@ class Wanted:
         """Return whether a letter is wanted."""
         error = letter.exception
         return (
-            (not self.ids or letter.id in self.ids)
+            (not self.ids or any(same_id(letter.id, wanted) for wanted in self.ids))
             and (not self.task or fnmatch.fnmatchcase(letter.task, self.task))
             and (not self.queue or letter.queue == self.queue)
             and (not self.reason or letter.reason == self.reason)
@@ -72,7 +73,12 @@ class Wanted:
         )
 
 
-_ALL: Final = Wanted()
+def same_id(task_id: str, wanted: str) -> bool:
+    """Return whether `wanted` names a task: its id, or at least the first 6 characters."""
+    return task_id == wanted or (len(wanted) >= 6 and task_id.startswith(wanted))
+
+
+_ALL: Final = Filter()
 
 
 @dataclass(slots=True)
@@ -119,7 +125,7 @@ class DeadLetters:
         self._broker.sweep_dead(visit)
 
     def list(
-        self, wanted: Wanted = _ALL, limit: int = 0, progress: Progress | None = None
+        self, wanted: Filter = _ALL, limit: int = 0, progress: Progress | None = None
     ) -> Sequence[DeadLetter]:
         """Return letters, oldest first.
 
@@ -143,7 +149,7 @@ class DeadLetters:
         self._walk(decide, progress)
         return found
 
-    def choose(self, wanted: Wanted = _ALL, progress: Progress | None = None) -> Chosen:
+    def choose(self, wanted: Filter = _ALL, progress: Progress | None = None) -> Chosen:
         """Choose letters to replay or to drop; see `list`."""
         chosen = Chosen()
 

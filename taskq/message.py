@@ -289,7 +289,7 @@ def decode_call(message: Message) -> Call:
 def _checked_call(args: Any, kwargs: Any, embed: Embed) -> Call:
     if not isinstance(args, list):
         raise DecodeError("args is not a list")
-    if not isinstance(kwargs, dict) or not all(isinstance(key, str) for key in kwargs):
+    if not isinstance(kwargs, dict) or (kwargs and not all(isinstance(key, str) for key in kwargs)):
         raise DecodeError("kwargs is not a map with text keys")
     return Call(args, kwargs, embed)
 

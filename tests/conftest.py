@@ -60,8 +60,8 @@ def _server_line(config: pytest.Config, skipped: list[Any]) -> Iterator[str]:
         version = config.stash[_run] / f"{name}.version"
         reasons = [str(r.longrepr[2]) for r in skipped if f"needs {name}:" in str(r.longrepr)]
         if reasons:
-            cure = reasons[0].partition(": needs ")[2] or reasons[0]
-            yield f"{name} MISSING ({len(reasons)} tests skipped, {cure})"
+            cure = reasons[0].partition(f"needs {name}: ")[2]
+            yield f"{name} MISSING ({len(reasons)} tests skipped; {cure})"
         elif version.exists():
             yield f"{name} {version.read_text()}"
         else:
@@ -155,6 +155,27 @@ def private_redis(private_directory: Path) -> Iterator[RedisServer]:
         _note_version(private_directory.parent / "Redis.version", server)
         yield server
     finally:
+        server.destroy()
+
+
+@pytest.fixture
+def new_redis(private_directory: Path) -> Iterator[Callable[..., RedisServer]]:
+    """Makes a Redis with settings of its own; the arguments are `RedisServer`'s after the first."""
+    servers: list[RedisServer] = []
+
+    def make(*settings: str, durable: bool = False, databases: int = 16) -> RedisServer:
+        directory = private_directory / f"redis{len(servers)}"
+        server = _open(
+            "Redis",
+            lambda: RedisServer(directory, *settings, durable=durable, databases=databases),
+        )
+        servers.append(server)
+        server.start()
+        _note_version(private_directory.parent / "Redis.version", server)
+        return server
+
+    yield make
+    for server in servers:
         server.destroy()
 
 

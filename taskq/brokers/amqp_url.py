@@ -63,16 +63,20 @@ def parse_urls(text: str, name: str) -> list[Endpoint]:
 
 
 def _parse(text: str, name: str) -> Endpoint:
+    if "#" in text:
+        raise ConfigError("the broker URL contains '#'; write %23 for it in a password")
     try:
         parts = urlsplit(text)
         port = parts.port
-    except ValueError as error:
-        raise ConfigError(f"the broker URL cannot be read: {error}") from error
+    except ValueError:
+        # What is taken for a port may be half a password with a slash in it: it is not shown.
+        raise ConfigError(
+            "the broker URL cannot be read: its port is not a number from 0 to 65535, or a bracket "
+            "is not closed; in a password write %2F for '/' and %40 for '@'"
+        ) from None
     scheme = parts.scheme.lower()
     if scheme not in ("amqp", "amqps"):
         raise ConfigError(f"the broker URL has scheme {parts.scheme!r}; use amqp:// or amqps://")
-    if parts.fragment:
-        raise ConfigError("the broker URL contains '#'; write %23 for it in a password")
     host = parts.hostname or "localhost"
     port = port or (5671 if scheme == "amqps" else 5672)
     options = _options(parts.query)

@@ -130,9 +130,10 @@ class Consumer(ABC):
 
     @abstractmethod
     def resize(self, prefetch: int) -> None:
-        """Change how many unsettled messages the broker may leave here, all queues together.
+        """Change how many unsettled messages the broker may leave here.
 
-        Each queue gets at least one.
+        It holds for all queues together, each getting at least one, where the broker can count so
+        (embedded), and for each queue where it cannot (RabbitMQ).
         """
 
     @abstractmethod

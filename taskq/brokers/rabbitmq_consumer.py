@@ -41,12 +41,6 @@ Receipt = tuple[int, Link, int]
 Reply = Callable[[str, bytes, bytes], None]
 
 
-def shares(prefetch: int, queues: int) -> list[int]:
-    """Split a prefetch between queues in order of preference; each gets at least one."""
-    each, more = divmod(prefetch, queues)
-    return [max(1, each + (index < more)) for index in range(queues)]
-
-
 class RabbitConsumer(Consumer):
     """See `Consumer`. Channels are rebuilt with their connection; receipts are void then."""
 
@@ -235,9 +229,9 @@ class RabbitConsumer(Consumer):
                 link.wish(share)
 
     def _wishes(self) -> list[tuple[Link, int]]:
-        if self._paused:
-            return [(link, 0) for link in self._links]
-        return list(zip(self._links, shares(self._prefetch, len(self._queues)), strict=False))
+        # Each queue gets all of it, for credit cannot be shared between queues: with a share each, a
+        # worker of six slots on two queues would run three tasks at once when one queue is empty.
+        return [(link, 0 if self._paused else self._prefetch) for link in self._links]
 
     async def _grant_quietly(self) -> None:
         # The end of the connection is reported by its own callback, and all is granted again.

@@ -1,157 +1,313 @@
-"""`taskq demo`: real tasks on an embedded queue, run by a real worker, shown as they go."""
+"""`taskq demo`: real tasks on an embedded queue, run by a real worker, told as it happens."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final
 
 import click
+
+from taskq import outcome
+from taskq.cli.errors import Failure
+from taskq.cli.framework import Command
+from taskq.cli.output import STATE_COLOURS, as_text, clean, paint, say, table
+from taskq.deadletters import DeadLetter, DeadLetters
+from taskq.results.base import Record, decode_record
 
 if TYPE_CHECKING:
     from taskq.app import TaskQ
     from taskq.result import AsyncResult
 
-_LIMIT_S = 25.0
-_TERMINAL = ("SUCCESS", "FAILURE", "CANCELLED", "EXPIRED")
-_COLOURS = {"SUCCESS": "green", "FAILURE": "red", "RETRY": "yellow"}
+_APP: Final = "taskq.cli.demo_app:app"
+_LIMIT_S: Final = 25.0
+_POLL_S: Final = 0.02
+_STOP_S: Final = 10.0
+_DEAD: Final = {"stuck": "TimeLimitExceeded", "ship": "KeyError"}
+
+
+@dataclass(slots=True)
+class Step:
+    """One task of the demo.
+
+    Attributes:
+        name: Shown for it.
+        what: What it shows.
+        send: Sends it.
+        state: How it has to end.
+        value: Its value, or the type of its exception; None where there is neither.
+        handle: Set when it was sent.
+        seen: Its last record, as bytes.
+        ended_s: When it ended, in seconds after the start.
+    """
+
+    name: str
+    what: str
+    send: Callable[[], "AsyncResult[Any]"]
+    state: str
+    value: Any
+    handle: "AsyncResult[Any] | None" = None
+    seen: bytes | None = None
+    ended_s: float = 0.0
+
+    def record(self) -> Record | None:
+        """Return its last record."""
+        return None if self.seen is None else decode_record(self.seen)
+
+    def as_expected(self) -> bool:
+        """Return whether it ended as it has to."""
+        record = self.record()
+        if record is None or record.state != self.state:
+            return False
+        found = record.result() if record.error is None else record.error.type
+        return bool(found == self.value)
+
+
+def _steps() -> list[Step]:
+    from taskq.cli.demo_app import add, fetch, flaky, greet, ship, stuck
+
+    def cancelled() -> "AsyncResult[Any]":
+        handle = greet.apply_async(("nobody",), countdown=60)
+        handle.cancel()
+        return handle
+
+    order = {"item": "book"}
+    done, failed = outcome.SUCCESS, outcome.FAILURE
+    return [
+        Step("greet", "succeeds", lambda: greet.delay("world"), done, "hello world"),
+        Step("async", "is an async def", lambda: fetch.delay(0.3), done, "waited 0.3 s"),
+        Step(
+            "flaky",
+            "fails twice, is retried, succeeds",
+            lambda: flaky.delay(2),
+            done,
+            "worked at attempt 3",
+        ),
+        Step(
+            "delayed",
+            "waits 2 s in the broker",
+            lambda: greet.apply_async(("later",), countdown=2),
+            done,
+            "hello later",
+        ),
+        Step(
+            "chain",
+            "add(2, 3) | add(10): each gets the last one's value",
+            lambda: (add.s(2, 3) | add.s(10)).delay(),
+            done,
+            15,
+        ),
+        Step("cancelled", "is cancelled before it starts", cancelled, outcome.CANCELLED, None),
+        Step(
+            "stuck",
+            "hangs; killed at its time limit of 1 s",
+            stuck.delay,
+            failed,
+            _DEAD["stuck"],
+        ),
+        Step("ship", "fails for good", lambda: ship.delay(order), failed, _DEAD["ship"]),
+    ]
 
 
 @click.command(
-    epilog="""\b
-Example:
-  taskq demo"""
+    cls=Command,
+    examples="""
+    taskq demo
+    taskq demo --keep /tmp/demo        keep the queue there, to look around in it
+    """,
 )
-@click.pass_context
-def demo(context: click.Context) -> int:
-    """Run real tasks of each kind on an embedded queue and show what happens; about 5 s."""
-    with tempfile.TemporaryDirectory(prefix="taskq-demo-") as name:
-        # Whatever is configured outside must not send the demo's tasks elsewhere.
-        for variable in [key for key in os.environ if key.startswith("TASKQ_")]:
-            del os.environ[variable]
-        url = f"sqlite:///{name}/demo.db"
-        os.environ.update({"TASKQ_BROKER": url, "TASKQ_RESULTS": url})
+@click.option(
+    "--keep",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Leave the queue in this directory; by default nothing is left behind.",
+)
+def demo(keep: Path | None) -> None:
+    """Run real tasks of each kind with a real worker, and show what happens; about 4 s.
+
+    Needs no server and no configuration: the queue is a file in a temporary directory.
+    """
+    with contextlib.ExitStack() as stack:
+        _end_in_order(stack)
+        if keep is None:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="taskq-demo-")))
+        else:
+            directory = keep.absolute()
+            directory.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(_isolated(directory))
         from taskq.cli.demo_app import app
 
-        click.echo(f"queue   {url}")
-        with _worker(Path(name)) as process:
-            click.echo(f"worker  taskq worker -A taskq.cli.demo_app:app -c 2   (pid {process.pid})")
-            ok = _run(app)
-        click.echo(f"worker  stopped with exit code {process.returncode}")
-        app.close()
-    return 0 if ok and process.returncode == 0 else 1
+        stack.enter_context(app)
+        ok = _play(app, directory)
+        if keep is not None:
+            url = app.settings.broker
+            say(f"\nKept; look around with\n  export TASKQ_BROKER={url} TASKQ_RESULTS={url}")
+    if not ok:
+        raise Failure("the demo did not go as it should; please report what is above")
 
 
-@contextmanager
-def _worker(directory: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    log = (directory / "worker.log").open("wb")
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "taskq", "worker"),
-            *("-A", "taskq.cli.demo_app:app", "-c", "2", "-n", "demo"),
-        ],
-        stderr=log,
-        stdin=subprocess.DEVNULL,
+def _end_in_order(stack: contextlib.ExitStack) -> None:
+    """Make TERM and HUP stop the worker and remove the directory, as Ctrl-C does."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        stack.callback(signal.signal, number, signal.signal(number, leave))
+
+
+@contextlib.contextmanager
+def _isolated(directory: Path) -> Iterator[None]:
+    """Hide the user's own settings: the demo's tasks must not go to a real broker."""
+    before = dict(os.environ)
+    for name in [name for name in os.environ if name.startswith("TASKQ_")]:
+        del os.environ[name]
+    url = f"sqlite:///{directory}/demo.db"
+    empty = directory / "taskq.toml"
+    empty.touch()
+    os.environ.update(
+        TASKQ_BROKER=url,
+        TASKQ_RESULTS=url,
+        TASKQ_CONFIG=str(empty),
+        # The worker finds this very copy of taskq, installed or not.
+        PYTHONPATH=os.pathsep.join(
+            [str(Path(__file__).parents[2]), *filter(None, [before.get("PYTHONPATH")])]
+        ),
     )
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _play(app: "TaskQ", directory: Path) -> bool:
+    began_s = time.monotonic()
+
+    def tell(word: str, name: str, text: str = "") -> None:
+        at_s = time.monotonic() - began_s
+        shown = paint(word.ljust(9), STATE_COLOURS.get(word))
+        say(f"{at_s:6.2f} s  {shown}  {name.ljust(10)}  {clean(text)}".rstrip())
+
+    say(f"A queue in the file {directory}/demo.db, a worker, and a task of each kind.\n")
+    log = directory / "worker.log"
+    with _worker(log, tell) as worker:
+        steps = _steps()
+        for step in steps:
+            step.handle = step.send()
+            tell("sent", step.name, step.what)
+        in_time = _follow(app, steps, began_s, tell)
+        letters = _dead_letters(app) if in_time else []
+    code = worker.returncode
+    _sum_up(steps, letters)
+    good = in_time and code == 0 and _dead_as_expected(letters)
+    good = good and all(step.as_expected() for step in steps)
+    took_s = time.monotonic() - began_s
+    if good:
+        say(paint(f"\n{len(steps)} tasks in {took_s:.1f} s, all as expected.", "green"))
+        return True
+    say(f"\nThe worker ended with exit code {code}; its log:")
+    say(clean(log.read_text(errors="replace"), lines=True))
+    return False
+
+
+@contextlib.contextmanager
+def _worker(
+    log: Path, tell: Callable[[str, str, str], None]
+) -> Iterator["subprocess.Popen[bytes]"]:
+    words = ["worker", "-A", _APP, "-c", "4", "-n", "demo"]
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "taskq", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+        )
+    tell("started", "worker", f"taskq {' '.join(words)}   (pid {process.pid})")
     try:
         yield process
     finally:
         process.terminate()
         try:
-            process.wait(15)
+            process.wait(_STOP_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        log.close()
-        if process.returncode:
-            click.echo((directory / "worker.log").read_text(errors="replace"), err=True)
+    tell("stopped", "worker", f"by TERM, exit code {process.returncode}")
 
 
-def _send(started: float) -> dict[str, tuple[str, "AsyncResult[Any]", str]]:
-    """Send one task of each kind; returns label to (what it shows, handle, expected end)."""
-    from taskq.canvas import chain
-    from taskq.cli.demo_app import add, broken, fetch, flaky, stuck
-
-    sent: dict[str, tuple[str, AsyncResult[Any], str]] = {
-        "add(2, 3)": ("succeeds", add.delay(2, 3), "SUCCESS"),
-        "fetch(0.5)": ("async def, succeeds", fetch.delay(0.5), "SUCCESS"),
-        "flaky(2)": ("fails twice, is retried, succeeds", flaky.delay(2), "SUCCESS"),
-        "add(1, 1)": ("delayed by 2 s", add.apply_async((1, 1), countdown=2), "SUCCESS"),
-        "add(1, 2) | add(10)": (
-            "a chain: the second gets the first's result",
-            chain(add.s(1, 2), add.s(10)).delay(),
-            "SUCCESS",
-        ),
-        "stuck()": ("passes its time limit of 1 s", stuck.delay(), "FAILURE"),
-        "broken(42)": ("fails for good, becomes a dead letter", broken.delay(42), "FAILURE"),
-    }
-    for label, (text, handle, _) in sent.items():
-        _say(started, "sent", label, f"{text}   {handle.id[:8]}")
-    return sent
-
-
-def _say(started: float, state: str, label: str, detail: str = "") -> None:
-    shown = click.style(state.ljust(8), fg=_COLOURS.get(state), bold=state in _TERMINAL)
-    click.echo(f"{time.monotonic() - started:6.2f} s  {shown} {label.ljust(20)} {detail}".rstrip())
-
-
-def _run(app: "TaskQ") -> bool:
-    started = time.monotonic()
-    sent = _send(started)
-    seen = dict.fromkeys(sent, "PENDING")
-    while any(state not in _TERMINAL for state in seen.values()):
-        if time.monotonic() - started > _LIMIT_S:
-            click.echo(f"Error: not finished after {_LIMIT_S:g} s", err=True)
-            return False
-        for label, (_, handle, _) in sent.items():
-            if seen[label] in _TERMINAL:
-                continue
-            state = handle.state
-            if state != seen[label]:
-                seen[label] = state
-                _say(started, state, label, _detail(handle))
-        time.sleep(0.02)
-    return _summary(app, sent, seen)
-
-
-def _detail(handle: "AsyncResult[Any]") -> str:
-    record = handle.record()
-    if record is None:
-        return ""
-    if record.error is not None:
-        return f"{record.error.type}: {record.error.message}"
-    return f"= {record.result()!r}" if record.state == "SUCCESS" else ""
-
-
-def _summary(
-    app: "TaskQ", sent: dict[str, tuple[str, "AsyncResult[Any]", str]], seen: dict[str, str]
+def _follow(
+    app: "TaskQ", steps: Sequence[Step], began_s: float, tell: Callable[[str, str, str], None]
 ) -> bool:
-    from taskq.cli.base import print_table
-    from taskq.deadletters import Filter, find
+    """Tell every change of a task's state; return whether all ended in time."""
+    store = app.results
+    waiting = [step for step in steps if step.handle is not None]
+    while store is not None and waiting and time.monotonic() - began_s < _LIMIT_S:
+        records = store.fetch([step.handle.id for step in waiting if step.handle is not None])
+        for step, data in zip(waiting, records, strict=True):
+            if data is not None and data != step.seen:
+                step.seen = data
+                _tell_change(step, decode_record(data), tell)
+                step.ended_s = time.monotonic() - began_s
+        waiting = [step for step in waiting if not _has_ended(step)]
+        time.sleep(_POLL_S)
+    return not waiting
 
-    as_expected = all(seen[label] == expected for label, (_, _, expected) in sent.items())
-    # The state is stored before the dead letter is confirmed.
-    deadline = time.monotonic() + 5
-    letters = find(app.broker, Filter())
-    while len(letters) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-        letters = find(app.broker, Filter())
-    click.echo(
-        "\nDead letters (see them with `taskq dead ls`, send again with `taskq dead replay`)"
+
+def _has_ended(step: Step) -> bool:
+    record = step.record()
+    return record is not None and record.state in outcome.TERMINAL
+
+
+def _tell_change(step: Step, record: Record, tell: Callable[[str, str, str], None]) -> None:
+    if record.state == outcome.PENDING:
+        return
+    text = ""
+    if record.error is not None:
+        text = f"{record.error.type}: {record.error.message}"
+    elif record.state == outcome.SUCCESS:
+        text = as_text(record.result())
+    elif record.state == outcome.CANCELLED:
+        text = "it never starts, even with no worker alive"
+    tell(record.state, step.name, text)
+
+
+def _dead_letters(app: "TaskQ") -> Sequence[DeadLetter]:
+    """Return the dead letters; a state may be seen just before its letter."""
+    letters = DeadLetters(app.broker)
+    deadline_s = time.monotonic() + 5
+    while len(letters.list()) < len(_DEAD) and time.monotonic() < deadline_s:
+        time.sleep(_POLL_S)
+    return letters.list()
+
+
+def _dead_as_expected(letters: Sequence[DeadLetter]) -> bool:
+    found = sorted((letter.task, letter.exception.type) for letter in letters)
+    return found == sorted(_DEAD.items())
+
+
+def _sum_up(steps: Sequence[Step], letters: Sequence[DeadLetter]) -> None:
+    rows = []
+    for step in steps:
+        record = step.record()
+        state = outcome.PENDING if record is None else record.state
+        attempts = None if record is None or state == outcome.CANCELLED else record.attempt + 1
+        verdict = "yes" if step.as_expected() else "NO"
+        rows.append((step.name, step.what, state, attempts, f"{step.ended_s:.2f} s", verdict))
+    say()
+    table(("TASK", "WHAT IT SHOWS", "STATE", "ATTEMPTS", "AFTER", "AS EXPECTED"), rows)
+    say("\nWhat failed for good is not lost; it is among the dead letters:\n")
+    table(
+        ("ID", "TASK", "REASON", "EXCEPTION"),
+        [(letter.id[:8], letter.task, letter.reason, letter.exception.type) for letter in letters],
     )
-    rows = [
-        {**letter.to_json(), "exception": letter.exception_type, "id": letter.id[:8]}
-        for letter in letters
-    ]
-    print_table(rows, ("id", "task", "reason", "exception", "attempts"), "none")
-    good = sum(state == "SUCCESS" for state in seen.values())
-    click.echo(f"\n{len(sent)} tasks: {good} succeeded, {len(sent) - good} failed as they should")
-    if not as_expected or len(letters) != 2:
-        click.echo("Error: not what was expected", err=True)
-        return False
-    click.echo("all as expected; nothing was lost")
-    return True
+    say("\n  taskq dead ls          lists them")
+    say("  taskq dead show ID     shows arguments, traceback and attempts")
+    say("  taskq dead replay ID   sends one again")

@@ -2,41 +2,48 @@
 
 import asyncio
 import time
+from typing import Any
 
 from taskq import RetryPolicy, TaskQ
-from taskq.task import BaseTask
 
 app = TaskQ("demo")
 
 
-@app.task
-def add(x: int, y: int) -> int:
+@app.task(name="greet")
+def greet(name: str) -> str:
     """Succeed."""
+    return f"hello {name}"
+
+
+@app.task(name="add")
+def add(x: int, y: int) -> int:
+    """Succeed; a step of the chain, too."""
     return x + y
 
 
-@app.task(bind=True, max_retries=3, retry=RetryPolicy(base_s=0.3, jitter="none"))
-def flaky(self: BaseTask[..., int], failures: int) -> int:
+@app.task(name="fetch")
+async def fetch(seconds: float) -> str:
+    """Wait without holding a thread."""
+    await asyncio.sleep(seconds)
+    return f"waited {seconds:g} s"
+
+
+@app.task(name="flaky", bind=True, retry=RetryPolicy(base_s=0.4, factor=1.5, jitter="none"))
+def flaky(self: Any, failures: int) -> str:
     """Fail so many times, then succeed."""
-    if self.request.retries < failures:
-        raise ConnectionError(f"attempt {self.request.retries + 1} failed on purpose")
-    return self.request.retries + 1
+    attempt = self.request.retries + 1
+    if attempt <= failures:
+        raise ConnectionError(f"attempt {attempt}: the server did not answer")
+    return f"worked at attempt {attempt}"
 
 
-@app.task
-async def fetch(delay_s: float) -> str:
-    """Wait without blocking."""
-    await asyncio.sleep(delay_s)
-    return "fetched"
-
-
-@app.task(time_limit=1.0, max_retries=0)
+@app.task(name="stuck", time_limit=1.0, max_retries=0)
 def stuck() -> None:
-    """Run for too long."""
+    """Hang, until the worker kills the process that runs it."""
     time.sleep(60)
 
 
-@app.task(max_retries=1, retry=RetryPolicy(base_s=0.2, jitter="none"))
-def broken(order: int) -> None:
-    """Fail for good."""
-    raise ValueError(f"order {order} has no address")
+@app.task(name="ship", max_retries=0)
+def ship(order: dict[str, str]) -> str:
+    """Fail for good when there is no address."""
+    return order["address"]

@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Final
 
 import click
@@ -17,8 +18,9 @@ from taskq.errors import (
     ResultsUnavailable,
     TaskqError,
 )
-from taskq.worker.lifecycle import EX_CONFIG, EX_FAILURE, EX_OK, EX_UNAVAILABLE
 
+# Those of taskq.worker.lifecycle, which would bring the whole worker into every `--help`.
+EX_OK, EX_FAILURE, EX_UNAVAILABLE, EX_CONFIG = 0, 1, 69, 78
 EX_USAGE: Final = 2
 EX_INTERRUPTED: Final = 130
 _AWAY: Final = frozenset({"unavailable", "timeout", "blocked"})
@@ -101,8 +103,8 @@ def _explain(error: Exception) -> int:
 def _wants_debug() -> bool:
     # The context is gone by now, and an error may come before there is one.
     words = sys.argv[1:]
-    pairs = zip(words, words[1:], strict=False)
-    apart = any(one in ("-l", "--log-level", "--loglevel") and two == "debug" for one, two in pairs)
+    names = ("-l", "--log-level", "--loglevel")
+    apart = any(one in names and two.lower() == "debug" for one, two in pairwise(words))
     together = {"-ldebug", "--log-level=debug", "--loglevel=debug"}
     by_environment = os.environ.get("TASKQ_LOG_LEVEL", "").lower() == "debug"
     return apart or by_environment or bool(together.intersection(words))

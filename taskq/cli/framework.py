@@ -15,6 +15,7 @@ from taskq.worker.logs import set_up
 
 _APP = "taskq.app"
 _LEVEL = "taskq.level"
+_HELP = {"help_option_names": ["-h", "--help"]}
 _LEVELS = ("debug", "info", "warning", "error")
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -58,8 +59,8 @@ def _epilog(examples: str) -> str | None:
 class Command(click.Command):
     """A command with `-A`, `-l` and examples."""
 
-    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
-        super().__init__(*args, epilog=_epilog(examples), **kwargs)
+    def __init__(self, name: str | None = None, *, examples: str = "", **kwargs: Any) -> None:
+        super().__init__(name, epilog=_epilog(examples), context_settings=_HELP, **kwargs)
         self.params += _common_options()
 
 
@@ -69,8 +70,8 @@ class Group(click.Group):
     command_class = Command
     group_class = type
 
-    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
-        super().__init__(*args, epilog=_epilog(examples), **kwargs)
+    def __init__(self, name: str | None = None, *, examples: str = "", **kwargs: Any) -> None:
+        super().__init__(name, epilog=_epilog(examples), context_settings=_HELP, **kwargs)
         self.params += _common_options()
 
 

@@ -1,82 +1,127 @@
-"""`taskq inspect`."""
+"""`taskq inspect`: what running workers answer."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import click
 
-from taskq.cli.base import (
-    EX_UNAVAILABLE,
-    AppGroup,
-    app_option,
-    json_option,
-    open_app,
-    print_json,
-    print_table,
-)
+from taskq.cli.errors import EX_UNAVAILABLE, Failure
+from taskq.cli.framework import Group, json_option, opened_app
+from taskq.cli.output import table, write_json
+from taskq.cli.values import SPAN
 
-_TABLES = {
-    "workers": ("worker", "app", "pool", "slots", "running", "queues", "state", "uptime_s"),
-    "active": ("worker", "id", "task", "queue", "attempt", "runtime_s", "pid"),
-    "registered": ("worker", "task", "queue", "max_retries"),
-    "stats": ("worker", "received", "endings", "held", "prefetch", "uptime_s"),
-    "unknown": ("worker", "task", "id", "age_s"),
-    "ping": ("worker", "ok"),
+_TIMEOUT_S: Final = 1.0
+_TABLES: Final = {
+    "workers": (
+        "List workers: pool, slots, queues, state.",
+        ("worker", "app", "pool", "running", "slots", "state", "queues", "pid", "uptime_s"),
+    ),
+    "active": (
+        "List the tasks that run now.",
+        ("worker", "id", "task", "queue", "attempt", "runtime_s", "pid"),
+    ),
+    "registered": (
+        "List the tasks that workers know.",
+        ("worker", "task", "queue", "max_retries"),
+    ),
+    "stats": (
+        "Show what workers did since their start.",
+        ("worker", "received", "endings", "held", "unsettled", "prefetch", "runtime_s", "uptime_s"),
+    ),
+    "unknown": (
+        "List parked messages whose task no worker that got them knows.",
+        ("worker", "task", "id", "age_s"),
+    ),
+    "ping": ("See which workers answer.", ("worker", "ok")),
 }
+"""Command to (help, columns of its table)."""
+_PER_TASK: Final = frozenset({"active", "registered", "unknown"})
+_HORIZONS: Final = (("1 minute", 60), ("1 hour", 3600), ("1 day", 86400), ("1 year", 366 * 86400))
 
 
-@click.group(cls=AppGroup)
+@click.group(
+    cls=Group,
+    examples="""
+    taskq inspect workers
+    taskq inspect active --json
+    taskq inspect ping --worker web-1-4711
+    """,
+)
 def inspect() -> None:
-    """Ask running workers what they do; exit code 69 when none answers."""
+    """Ask running workers; exit code 69 when none answers."""
 
 
-def _ask(command: str, worker: str | None, timeout_s: float, as_json: bool) -> int:
-    request = {"command": command, **({"worker": worker} if worker else {})}
-    with open_app() as app:
-        answers = sorted(app.broker.ask(request, timeout_s), key=lambda row: str(row["worker"]))
-    if as_json:
-        print_json(answers)
-    elif answers:
-        rows: list[dict[str, Any]] = []
-        for answer in answers:
-            tasks = answer.get("tasks")
-            rows += [answer] if tasks is None else [{**answer, **task} for task in tasks]
-        print_table(rows, _TABLES[command], f"{len(answers)} workers answered: nothing to show")
-    if not answers:
-        click.echo(f"Error: no worker answered within {timeout_s:g} s; is one running?", err=True)
-        return EX_UNAVAILABLE
-    return 0
-
-
-def _command(name: str, text: str) -> None:
-    @inspect.command(name=name, help=text, epilog=f"\b\nExample:\n  taskq inspect {name} --json")
-    @app_option
-    @click.option("--worker", metavar="NAME", help="Only this worker.")
-    @click.option("--timeout", type=float, default=1.0, metavar="S", help="Collect for S (1).")
+def _add(name: str, text: str, columns: Sequence[str]) -> None:
+    @inspect.command(name=name, help=text, examples=f"taskq inspect {name} --json")
+    @click.option("--worker", metavar="NAME", help="Ask only the worker of this name.")
+    @click.option(
+        "--timeout",
+        "timeout_s",
+        type=SPAN,
+        default=_TIMEOUT_S,
+        metavar="S",
+        help=f"How long to collect answers ({_TIMEOUT_S:g} s by default).",
+    )
     @json_option
-    def ask(worker: str | None, timeout: float, as_json: bool) -> int:
-        return _ask(name, worker, timeout, as_json)
+    def ask(worker: str | None, timeout_s: float, as_json: bool) -> None:
+        _ask(name, columns, worker, timeout_s, as_json)
 
 
-_command("workers", "List workers: pool, slots, queues, state.")
-_command("active", "List running tasks.")
-_command("registered", "List the tasks that workers know.")
-_command("stats", "Show counters of each worker.")
-_command("unknown", "List parked tasks that no asked worker knows.")
-_command("ping", "See which workers answer.")
+def _ask(
+    name: str, columns: Sequence[str], worker: str | None, timeout_s: float, as_json: bool
+) -> None:
+    request = {"command": name, **({"worker": worker} if worker else {})}
+    with opened_app() as app:
+        answers = app.broker.ask(request, timeout_s)
+    answers.sort(key=lambda answer: str(answer.get("worker")))
+    rows = list(_rows(answers)) if name in _PER_TASK else answers
+    if as_json:
+        write_json(rows)
+    elif answers:
+        cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+        headings = [column.upper() for column in columns]
+        table(headings, cells, f"none ({len(answers)} answered)")
+    if not answers:
+        who = f"worker {worker!r} did not answer" if worker else "no worker answered"
+        raise Failure(
+            f"{who} within {timeout_s:g} s; is one running on this broker, or is it too busy "
+            "(--timeout)?",
+            EX_UNAVAILABLE,
+        )
 
 
-@inspect.command(epilog="\b\nExample:\n  taskq inspect delayed")
-@app_option
+def _rows(answers: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    return [
+        {"worker": answer.get("worker"), **task}
+        for answer in answers
+        for task in answer.get("tasks") or ()
+    ]
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, dict):
+        return " ".join(f"{key}={number}" for key, number in value.items()) or "-"
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+for _name, (_text, _columns) in _TABLES.items():
+    _add(_name, _text, _columns)
+
+
+@inspect.command(examples="taskq inspect delayed --json")
 @json_option
 def delayed(as_json: bool) -> None:
-    """Count messages that wait for their time, by how far ahead that is."""
-    horizons = {"10 s": 10.0, "1 min": 60.0, "10 min": 600.0, "1 h": 3600.0, "1 day": 86400.0}
-    with open_app() as app:
+    """Count the messages that wait for their time, by how soon they are due.
+
+    Asks the broker, no worker. RabbitMQ counts those of every application on its virtual host.
+    """
+    with opened_app() as app:
+        count: Callable[[float], int] = app.broker.due_within
         rows = [
-            {"due_within": name, "messages": app.broker.due_within(span_s)}
-            for name, span_s in horizons.items()
+            {"within": text, "within_s": horizon_s, "messages": count(horizon_s)}
+            for text, horizon_s in _HORIZONS
         ]
     if as_json:
-        print_json(rows)
+        write_json(rows)
     else:
-        print_table(rows, ("due_within", "messages"), "nothing is delayed")
+        table(("DUE WITHIN", "MESSAGES"), [(row["within"], row["messages"]) for row in rows])

@@ -93,7 +93,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], empty: str = "n
         return
     terminal = sys.stdout.isatty()
     cells = [[_cell(value, cut=terminal) for value in row] for row in rows]
-    right = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(rows[0]))]
+    right = [
+        all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(rows[0]))
+    ]
     if terminal and importlib.util.find_spec("rich") is not None:
         _rich_table(columns, cells, right)
         return

@@ -1,85 +1,119 @@
 """`taskq queues`."""
 
+from typing import Any
+
 import click
 
-from taskq.cli.base import (
-    AppGroup,
-    app_option,
-    confirm,
-    json_option,
-    open_app,
-    print_json,
-    print_table,
+from taskq.app import TaskQ
+from taskq.brokers.base import DEAD_QUEUE, QueueDepth
+from taskq.cli.errors import Failure
+from taskq.cli.framework import Group, confirm, json_option, opened_app, yes_option
+from taskq.cli.output import say, suggestion, table, write_json
+from taskq.errors import TaskqError
+from taskq.worker.manifest import make_manifest
+
+_ASK_S = 0.5
+
+
+@click.group(
+    cls=Group,
+    examples="""
+    taskq queues ls
+    taskq queues purge mail
+    """,
 )
-
-_COLUMNS = ("queue", "ready", "unsettled", "delayed", "consumers")
-
-
-@click.group(cls=AppGroup)
 def queues() -> None:
     """Look at queues, and empty them."""
 
 
 @queues.command(
     name="ls",
-    epilog="""\b
-Example:
-  taskq queues ls -A shop.tasks:app""",
+    examples="""
+    taskq queues ls -A shop:app
+    taskq queues ls mail reports --json
+    """,
 )
-@app_option
 @click.argument("names", metavar="[QUEUE]...", nargs=-1)
 @json_option
 def list_queues(names: tuple[str, ...], as_json: bool) -> None:
-    """List queues with what waits in them: those named, or all that are known."""
-    from taskq.brokers.base import DEAD_QUEUE
-    from taskq.worker.manifest import make_manifest
+    """List queues and what waits in them.
 
-    with open_app() as app:
-        wanted = names or tuple(
-            dict.fromkeys([*make_manifest(app).queues(), *app.broker.known_queues(), DEAD_QUEUE])
-        )
+    Without names: the queues of the app, those that running workers consume, and all others where
+    the broker can list them (embedded); at the end the dead letters. A `-` stands for what the
+    broker does not tell.
+    """
+    with opened_app() as app:
+        wanted = names or _known(app)
         depths = app.broker.depths(wanted)
-    rows = [
-        {
-            "queue": name,
-            "exists": depth is not None,
-            "ready": None if depth is None else depth.ready,
-            "unsettled": _known(depth.unsettled if depth else None),
-            "delayed": _known(depth.delayed if depth else None),
-            "consumers": _known(depth.consumers if depth else None),
-        }
-        for name, depth in depths.items()
-    ]
+    rows = [_row(name, depths[name]) for name in wanted]
     if as_json:
-        print_json(rows)
-    else:
-        print_table(rows, _COLUMNS, "no queues")
+        write_json(rows)
+        return
+    columns = ("queue", "ready", "unsettled", "delayed", "consumers")
+    cells = [[row[name] for name in columns] for row in rows]
+    for row, line in zip(rows, cells, strict=True):
+        if not row["exists"]:
+            line[0] = f"{row['queue']} (not made yet)"
+    table([name.upper() for name in columns], cells, "no queues")
 
 
-def _known(count: int | None) -> int | None:
-    return None if count is None or count < 0 else count
+def _known(app: TaskQ) -> tuple[str, ...]:
+    broker = app.broker
+    listed = broker.known_queues()
+    found = dict.fromkeys([*make_manifest(app).queues(), *listed])
+    if not listed:
+        for answer in _workers(app):
+            found.update(dict.fromkeys(str(name) for name in answer.get("queues") or ()))
+    found.pop(DEAD_QUEUE, None)
+    return (*found, DEAD_QUEUE)
+
+
+def _workers(app: TaskQ) -> list[dict[str, Any]]:
+    try:
+        return app.broker.ask({"command": "workers"}, _ASK_S)
+    # What workers would add is a convenience; the queues themselves are asked for next.
+    except TaskqError:
+        return []
+
+
+def _row(name: str, depth: QueueDepth | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"queue": name, "exists": depth is not None}
+    for field in ("ready", "unsettled", "delayed", "consumers"):
+        value = -1 if depth is None else getattr(depth, field)
+        row[field] = value if value >= 0 else None
+    return row
 
 
 @queues.command(
-    epilog="""\b
-Example:
-  taskq queues purge mail --yes"""
+    examples="""
+    taskq queues purge mail
+    taskq queues purge mail reports --yes
+    """
 )
-@app_option
-@click.argument("name", metavar="QUEUE")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.argument("names", metavar="QUEUE...", nargs=-1, required=True)
+@yes_option
 @json_option
-def purge(name: str, yes: bool, as_json: bool) -> None:
-    """Delete every message that is ready in QUEUE; they are gone for good."""
-    from taskq.errors import ConfigError
+def purge(names: tuple[str, ...], yes: bool, as_json: bool) -> None:
+    """Delete the messages that are ready in queues; they are gone for good.
 
-    with open_app() as app:
-        depth = app.broker.depths([name])[name]
-        if depth is None:
-            raise ConfigError(f"there is no queue {name!r}; see `taskq queues ls`")
-        confirm(f"Delete {depth.ready} messages of queue {name}?", yes)
-        count = app.broker.purge(name)
+    What workers have in hand, and what is delayed, stays. Dead letters are deleted by
+    `taskq dead drop --all`.
+    """
+    if DEAD_QUEUE in names:
+        raise click.UsageError("dead letters are deleted by `taskq dead drop --all`")
+    rows = []
+    with opened_app() as app:
+        depths = app.broker.depths(names)
+        missing = [name for name in names if depths[name] is None]
+        if missing:
+            known = [name for name in _known(app) if name != DEAD_QUEUE]
+            raise Failure(f"there is no queue {missing[0]!r}{suggestion(missing[0], known)}")
+        count = sum(depth.ready for depth in depths.values() if depth is not None)
+        confirm(f"Delete {count} messages from {', '.join(names)}?", yes)
+        for name in names:
+            rows.append({"queue": name, "purged": app.broker.purge(name)})
     if as_json:
-        print_json({"queue": name, "purged": count})
-    else:
-        click.echo(f"deleted {count} messages")
+        write_json(rows)
+        return
+    for row in rows:
+        say(f"deleted {row['purged']} messages from {row['queue']}")

@@ -10,7 +10,7 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgpack
 
@@ -85,6 +85,20 @@ def encode_record(record: Record) -> bytes:
     return _HEAD.pack(_LETTERS[record.state], record.attempt) + body
 
 
+def encode_success(
+    attempt: int,
+    value: bytes | None,
+    task: str,
+    worker: str,
+    at_ms: int,
+    runtime_us: int,
+    follow: bytes | None,
+) -> bytes:
+    """Return the stored form of a SUCCESS without the detour over `Record`: the hot path."""
+    body: bytes = msgpack.packb((value, None, task, worker, at_ms, runtime_us, follow))
+    return _HEAD.pack(b"S", attempt) + body
+
+
 def decode_record(data: bytes) -> Record:
     """Read the stored form.
 
@@ -113,8 +127,7 @@ def attempt_of(data: bytes) -> int:
     return int.from_bytes(data[1:5], "big")
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(NamedTuple):
     """A record to be stored.
 
     Attributes:

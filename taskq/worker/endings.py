@@ -17,7 +17,7 @@ from taskq.canvas import errback_outgoing, step_ids
 from taskq.errors import DecodeError, RemoteError
 from taskq.message import FIRST, UNKNOWN_SINCE, Embed, Envelope, Message, decode_call
 from taskq.resend import dead, retried, strip_broker_headers
-from taskq.results.base import Record, Write, encode_record
+from taskq.results.base import Record, Write, encode_record, encode_success
 from taskq.worker.manifest import TaskInfo
 
 IGNORED = "IGNORED"
@@ -46,7 +46,8 @@ class Ending:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen: one is made for every run, and a frozen one costs 0.6 us more.
+@dataclass(slots=True)
 class Case:
     """A delivery with what is known of it, the subject of an ending.
 
@@ -120,18 +121,16 @@ def succeeded(case: Case, value: bytes | None, follow: Sequence[Outgoing], us: i
     info = case.info
     if not case.results or info is None:
         return Ending(outcome.SUCCESS, (), follow, us)
-    record = Record(
-        outcome.SUCCESS,
+    record = encode_success(
         case.envelope.retries,
         value,
-        None,
         case.message.task,
         case.worker,
         clock.now_ms(),
         us,
-        pack_follow(follow),
+        pack_follow(follow) if follow else None,
     )
-    write = Write(case.message.id, encode_record(record), info.result_ttl_s)
+    write = Write(case.message.id, record, info.result_ttl_s)
     return Ending(outcome.SUCCESS, (write,), follow, us)
 
 

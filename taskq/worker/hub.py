@@ -107,8 +107,6 @@ class Hub:
         self.consumer.start()
         self._tick()
 
-    # --- the broker's side
-
     def delivered(self, batch: list[Delivery]) -> None:
         """Take messages from the broker."""
         self.stats.received += len(batch)
@@ -158,8 +156,6 @@ class Hub:
         """Answer a control request."""
         return answer(self, request)
 
-    # --- admission
-
     def _fetch(self) -> None:
         if self._admitting or not self._to_admit or self._store is None:
             return
@@ -176,10 +172,11 @@ class Hub:
             self._admit(batch, done.result())
             self._fetch()
             return
-        if not isinstance(error, ResultsUnavailable):
-            log.error("admission failed error=%r", error)
-        else:
+        if isinstance(error, ResultsUnavailable):
             log.warning("admission waits for the results store error=%s", error)
+        else:
+            # A wrong password, say: no waiting cures it.
+            self.fatal(error if isinstance(error, Exception) else RuntimeError(repr(error)))
         self._to_admit = [held for held in batch if not held.void] + self._to_admit
         self._loop.call_later(0.5, self._fetch)
 
@@ -224,8 +221,6 @@ class Hub:
         held.since_s = time.monotonic()
         self.ready.append(held)
         self._dispatch()
-
-    # --- the pool's side
 
     def _dispatch(self) -> None:
         if self.ready:
@@ -317,8 +312,6 @@ class Hub:
 
     def _settled(self, count: int) -> None:
         self.unsettled -= count
-
-    # --- adaptation
 
     def _adapt(self) -> None:
         if self._long:

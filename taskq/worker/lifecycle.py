@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 from taskq.brokers.base import Broker
 from taskq.config import WorkerSettings
-from taskq.errors import BrokerError, ConfigError
+from taskq.errors import BrokerError, ConfigError, ResultsUnavailable
 from taskq.worker import health
 from taskq.worker.hub import Hub
 from taskq.worker.notify import notify, watchdog_interval_s
@@ -38,6 +38,7 @@ class Lifecycle:
 
     def __init__(self, hub: Hub, broker: Broker, settings: WorkerSettings) -> None:
         self._hub = hub
+        self._loop = asyncio.get_running_loop()
         self._broker = broker
         self._settings = settings
         self._stop = asyncio.Event()
@@ -73,6 +74,17 @@ class Lifecycle:
         """Stop warm, as TERM does."""
         self._stop.set()
 
+    def _greet_store(self) -> None:
+        """Find out at the start, not at the first task, that the results store refuses us."""
+        store = self._hub.settler.store
+        try:
+            if store is not None:
+                store.ping()
+        except ConfigError as error:
+            self._loop.call_soon_threadsafe(self._hub.fatal, error)
+        except ResultsUnavailable as error:
+            log.warning("the results store does not answer, waiting for it error=%s", error)
+
     def _dump_stacks(self) -> None:
         import faulthandler
 
@@ -91,6 +103,7 @@ class Lifecycle:
             except OSError as error:
                 hub.fatal(ConfigError(f"health port {self._settings.health_port}: {error}"))
         hub.start()
+        asyncio.get_running_loop().run_in_executor(None, self._greet_store)
         notify("READY=1")
         watchdog = asyncio.create_task(_watchdog())
         ends: list[asyncio.Future[object]] = [

@@ -64,7 +64,10 @@ class Outbox:
 
     def add(self, tag: int, ending: Ending) -> None:
         """Keep an outcome for the next send."""
-        self._waiting.append(pack_outcome(tag, ending))
+        packed = pack_outcome(tag, ending)
+        # Another thread may be sending: an outcome added to the list it just sent would be lost.
+        with self._lock:
+            self._waiting.append(packed)
 
     def flush_if_due(self) -> None:
         """Send when outcomes wait and the last send lies `HOLD_S` back."""

@@ -141,7 +141,9 @@ class Pool:
                 child.give(batch)
                 limit = self._settings.max_tasks_per_child
                 if limit and child.given >= limit:
-                    self.retire(child, "max_tasks_per_child")
+                    # It works off what it holds; `_wind_up` starts its successor.
+                    log.info("replacing executor pid=%d why=max_tasks_per_child", child.pid)
+                    child.retiring = True
 
     def _room(self, child: Child) -> int:
         window = child.count
@@ -276,12 +278,19 @@ class Pool:
         if outcomes:
             self._pace.measured(sum(e.runtime_us for _, e in outcomes), len(outcomes))
             self._events.finished(outcomes)
-        if child.retiring and not child.held:
-            self._end(child)
+        if child.retiring:
+            self._wind_up(child)
 
     def _back(self, child: Child, batch: list[Held]) -> None:
         self._events.returned(batch)
-        if child.retiring and not child.held:
+        if child.retiring:
+            self._wind_up(child)
+
+    def _wind_up(self, child: Child) -> None:
+        if len(child.held) < child.count and not self._stopping:
+            # Not before a slot of it is free: no more tasks should run at once than were asked for.
+            self.start()
+        if not child.held:
             self._end(child)
 
     def _death(self, child: Child) -> None:

@@ -68,12 +68,14 @@ class Runner:
         except DecodeError as error:
             case = Case(message, Envelope(), info, queue, self._worker, self._registry.results)
             return endings.malformed(case, error)
-        case = Case(message, envelope, info, queue, self._worker, self._registry.results)
+        results = self._registry.results
         if runnable is None or info is None:
+            case = Case(message, envelope, info, queue, self._worker, results)
             return endings.malformed(case, DecodeError(f"unknown task {message.task!r}"))
         try:
             call = decode_call(message)
         except DecodeError as error:
+            case = Case(message, envelope, info, queue, self._worker, results)
             return endings.malformed(case, error)
         request = Request(
             message.id,
@@ -90,9 +92,7 @@ class Runner:
             redelivered,
             self._worker,
         )
-        case = Case(
-            message, envelope, info, queue, self._worker, self._registry.results, call.embed
-        )
+        case = Case(message, envelope, info, queue, self._worker, results, call.embed)
         soft = envelope.soft_time_limit_s
         limit = info.soft_time_limit_s if soft is None else soft
         return Job(case, runnable, request, call, limit)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from taskq import outcome
 from taskq.brokers.base import Broker, Consumer, Outgoing
-from taskq.errors import BrokerError, PublishError, ResultsUnavailable, TaskqError
+from taskq.errors import BrokerError, ConfigError, PublishError, ResultsUnavailable, TaskqError
 from taskq.resend import dead
 from taskq.results.base import ResultStore, Write
 from taskq.worker.endings import REQUEUED, Ending
@@ -32,7 +32,13 @@ class Abandoned(TaskqError):
 
 
 class Settler:
-    """Settles endings on a thread of its own."""
+    """Settles endings on a thread of its own.
+
+    Attributes:
+        consumer: Whose deliveries are acknowledged; set before `start`.
+        store: The results store; None when results are off.
+        trouble: What settling waits for, or empty.
+    """
 
     def __init__(
         self,
@@ -51,7 +57,7 @@ class Settler:
         """
         self.consumer: Consumer | None = None
         self._broker = broker
-        self._store = store
+        self.store = store
         self._timeout_s = publish_timeout_s
         self._on_settled = on_settled
         self._todo: queue.SimpleQueue[list[tuple[Any, Ending]] | None] = queue.SimpleQueue()
@@ -144,7 +150,7 @@ class Settler:
 
     def _store_writes(self, writes: list[Write]) -> set[int]:
         """Store records and return the `id()` of those that lost against another run's."""
-        store = self._store
+        store = self.store
         if store is None or not writes:
             return set()
         taken = self._insist("results store", lambda: store.store(writes))
@@ -175,7 +181,7 @@ class Settler:
         while True:
             try:
                 value = attempt()
-            except (ResultsUnavailable, BrokerError) as error:
+            except (ResultsUnavailable, BrokerError, ConfigError) as error:
                 if not self.trouble:
                     log.warning("settling waits for the %s error=%s", what, error)
                 self.trouble = f"{what}: {error}"

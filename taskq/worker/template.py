@@ -109,7 +109,9 @@ class Template:
     def _send(self, frame: tuple[Any, ...], fds: list[int] | None = None) -> None:
         data = msgpack.packb(frame)
         sent = socket.send_fds(self._control, [data], fds or [])
-        self._control.sendall(data[sent:])
+        # The hub may close the line on the last byte it waits for; even an empty send would raise.
+        if sent < len(data):
+            self._control.sendall(data[sent:])
 
     def _take(self, frame: list[Any]) -> None:
         if frame[0] == "load":

@@ -147,6 +147,40 @@ def test_a_restart_between_two_calls_is_not_an_error(
     assert private_store.store([success("b")]) == [True]
 
 
+def test_a_batch_whose_answer_was_lost_counts_as_taken(
+    redis_url: str, shared_redis: RedisServer
+) -> None:
+    """Told that its own record was there before, a worker would take itself for a duplicate."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+
+        def relay_and_cut(cut: bool) -> None:
+            with closing(listener.accept()[0]) as client:
+                place = ("127.0.0.1", shared_redis.port)
+                with closing(socket.create_connection(place, 5)) as server:
+                    while data := client.recv(65536):
+                        server.sendall(data)
+                        answer = server.recv(65536)
+                        if cut and b"EVALSHA" in data:
+                            return
+                        client.sendall(answer)
+
+        def relay() -> None:
+            relay_and_cut(cut=True)
+            relay_and_cut(cut=False)
+
+        relaying = threading.Thread(target=relay)
+        relaying.start()
+        database = redis_url.rpartition("/")[2]
+        url = f"redis://127.0.0.1:{listener.getsockname()[1]}/{database}"
+        with closing(RedisResults(redis_url)) as direct, closing(RedisResults(url)) as store:
+            direct.store([success("done", worker="other")])
+
+            assert store.store([success("a"), success("done")]) == [True, False]
+            assert direct.fetch(["a"]) == [success("a").record]
+        relaying.join(10)
+
+
 @pytest.mark.parametrize(("count", "within_s"), [(1_000, 2.0), (20_000, 5.0)])
 def test_waiters_ride_out_a_crash_of_redis(
     private_redis: RedisServer, private_store: RedisResults, count: int, within_s: float
@@ -240,10 +274,15 @@ def test_a_forked_child_has_connections_and_waiters_of_its_own(store: RedisResul
 
     pid = os.fork()
     if pid == 0:
-        seen = threading.Event()
-        store.watch("child", lambda record: seen.set())
-        store.store([success("child")])
-        os._exit(0 if seen.wait(5) and store.fetch(["later"]) == [None] else 1)
+        code = 1
+        # Whatever happens, the child must not go on as a second pytest.
+        try:
+            seen = threading.Event()
+            store.watch("child", lambda record: seen.set())
+            store.store([success("child")])
+            code = 0 if seen.wait(5) and store.fetch(["later"]) == [None] else 1
+        finally:
+            os._exit(code)
     _, status = os.waitpid(pid, 0)
     store.store([success("later")])
 
@@ -371,12 +410,11 @@ def test_unix_sockets_work(private_redis: RedisServer) -> None:
     assert private_redis.ctl("KEYS", "*", url=f"{private_redis.url[:-1]}3") == [b"shop:result:a"]
 
 
-def test_tls_checks_the_certificate(private_directory: Path) -> None:
+def test_tls_checks_the_certificate(tmp_path: Path, new_redis: Callable[..., RedisServer]) -> None:
     """rediss:// that took any certificate would be no better than redis://."""
     if not shutil.which("openssl"):
         pytest.skip("needs openssl: apt-get install openssl")
-    private_directory.mkdir()
-    key, certificate = private_directory / "key.pem", private_directory / "cert.pem"
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     files = ["-keyout", str(key), "-out", str(certificate)]
@@ -384,16 +422,11 @@ def test_tls_checks_the_certificate(private_directory: Path) -> None:
     subprocess.run(argv, check=True, capture_output=True)
     port = free_port()
     tls = [f"tls-port {port}", f"tls-cert-file {certificate}", f"tls-key-file {key}"]
-    server = RedisServer(private_directory / "redis", *tls, "tls-auth-clients no")
-    server.start()
-    try:
-        refused_as(f"rediss://127.0.0.1:{port}/0", ResultsUnavailable)
-        with closing(
-            RedisResults(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate}")
-        ) as one:
-            seen: list[bytes] = []
-            one.watch("a", seen.append)
-            assert one.store([success("a")]) == [True]
-            wait_for(lambda: bool(seen), 5, "the call back")
-    finally:
-        server.destroy()
+    new_redis(*tls, "tls-auth-clients no")
+
+    refused_as(f"rediss://127.0.0.1:{port}/0", ResultsUnavailable)
+    with closing(RedisResults(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate}")) as store:
+        seen: list[bytes] = []
+        store.watch("a", seen.append)
+        assert store.store([success("a")]) == [True]
+        wait_for(lambda: bool(seen), 5, "the call back")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pika
 import processes
+import pytest
 from servers import RabbitServer, RedisServer
 
 
@@ -71,6 +72,7 @@ def test_a_killed_redis_comes_back_with_what_it_answered(private_redis: RedisSer
     assert private_redis.ctl("GET", "key") == b"value"
 
 
+@pytest.mark.usefixtures("shared_redis")
 def test_servers_of_a_killed_run_are_ended_by_the_next(private_directory: Path) -> None:
     """A run that is killed cannot clean up; its servers would stay for ever."""
     program = (
