@@ -1,4 +1,4 @@
-.PHONY: help demo test check docs bench soak
+.PHONY: help demo test check docs bench
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -16,7 +16,4 @@ docs: ## build the documentation into docs/_build/html
 	@sh scripts/python -m sphinx -q -W -b html docs docs/_build/html
 
 bench: ## measure speed and memory on this machine
-	@sh scripts/python -m benchmarks $(ARGS)
-
-soak: ## run the fault suite for an hour; ARGS="--minutes 10"
-	@sh scripts/python -m benchmarks.soak $(ARGS)
+	@sh scripts/python benchmarks/run.py $(ARGS)

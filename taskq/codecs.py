@@ -7,7 +7,10 @@ Tuples come back as lists. Pickle is never read or written.
 """
 
 import base64
+import bz2
 import json
+import lzma
+import zlib
 from collections.abc import Callable
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -111,6 +114,58 @@ def loads(data: bytes, content_type: str = MSGPACK) -> Any:
     except Exception as error:
         raise DecodeError(f"not valid {content_type}: {error}") from error
     raise DecodeError(f"content type {content_type!r} is not read; only {MSGPACK} and {JSON} are")
+
+
+def _inflate_zlib(data: bytes, limit_bytes: int) -> bytes:
+    worker = zlib.decompressobj()
+    plain = worker.decompress(data, limit_bytes)
+    if not worker.eof:
+        raise ValueError("it is cut short or too large")
+    return plain
+
+
+def _inflate_bz2(data: bytes, limit_bytes: int) -> bytes:
+    worker = bz2.BZ2Decompressor()
+    plain = worker.decompress(data, limit_bytes)
+    if not worker.eof:
+        raise ValueError("it is cut short or too large")
+    return plain
+
+
+def _inflate_lzma(data: bytes, limit_bytes: int) -> bytes:
+    worker = lzma.LZMADecompressor()
+    plain = worker.decompress(data, limit_bytes)
+    if not worker.eof:
+        raise ValueError("it is cut short or too large")
+    return plain
+
+
+_INFLATE: dict[str, Callable[[bytes, int], bytes]] = {
+    # Celery's "gzip" is zlib's format, as captured on the wire.
+    "application/x-gzip": _inflate_zlib,
+    "application/x-bz2": _inflate_bz2,
+    "application/x-lzma": _inflate_lzma,
+}
+
+
+def inflate(data: bytes, compression: Any, limit_bytes: int) -> bytes:
+    """Decompress a body that Celery compressed.
+
+    Args:
+        data: The body.
+        compression: The `compression` header, a MIME type.
+        limit_bytes: Longest result; a small bomb must not fill the memory.
+
+    Raises:
+        DecodeError: If the compression is unknown, or the data is damaged or too large.
+    """
+    worker = _INFLATE.get(compression) if isinstance(compression, str) else None
+    if worker is None:
+        raise DecodeError(f"compression {compression!r:.60} is not supported")
+    try:
+        return worker(data, limit_bytes)
+    except (ValueError, OSError, zlib.error, lzma.LZMAError, EOFError) as error:
+        raise DecodeError(f"the body does not decompress: {error}") from error
 
 
 def _offender(value: Any, content_type: str, path: str = "", depth: int = 0) -> str | None:

@@ -48,7 +48,9 @@ def retried(message: Message, retries: int, due_ms: int, error: RemoteError) -> 
     """
     headers = strip_broker_headers(message.headers)
     now = clock.now_ms()
-    history = list(headers.get(HISTORY) or ())[-(HISTORY_LIMIT - 1) :]
+    known = headers.get(HISTORY)
+    # Anyone can set this header, and whoever counts attempts must not fall over it.
+    history = list(known)[-(HISTORY_LIMIT - 1) :] if isinstance(known, list | tuple) else []
     history.append([retries, now, error.type, error.message[:200]])
     headers[HISTORY] = history
     headers.setdefault(FIRST, now)

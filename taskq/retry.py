@@ -2,7 +2,6 @@
 
 import math
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -111,15 +110,23 @@ def retry_after_s(error: BaseException, now_s: float) -> float | None:
         error: What the task raised.
         now_s: The wall clock in seconds, against which a date is read.
     """
-    value: Any = getattr(error, "retry_after", None)
-    if value is None:
-        headers = getattr(getattr(error, "response", None), "headers", None)
-        if isinstance(headers, Mapping) or hasattr(headers, "get"):
-            value = headers.get("Retry-After")  # type: ignore[union-attr]
-    wait_s = _seconds(value, now_s)
+    try:
+        wait_s = _seconds(_asked(error), now_s)
+    # These are properties and methods of someone else's classes, which may raise anything; the
+    # failure being handled must still end as one.
+    except Exception:
+        return None
     if wait_s is None or math.isnan(wait_s):
         return None
     return min(max(wait_s, 0.0), MAX_DELAY_S)
+
+
+def _asked(error: BaseException) -> Any:
+    value: Any = getattr(error, "retry_after", None)
+    if value is not None:
+        return value
+    headers: Any = getattr(getattr(error, "response", None), "headers", None)
+    return headers.get("Retry-After") if hasattr(headers, "get") else None
 
 
 def _seconds(value: Any, now_s: float) -> float | None:

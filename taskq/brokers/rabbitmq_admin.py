@@ -86,15 +86,15 @@ async def checks(
     """Examine a broker that answers."""
     return [
         Check("broker.reachable", "ok", f"connected to {connection.params.host}"),
-        _version(connection),
+        check_version(str((connection.server_properties or {}).get("version", ""))),
         await _dead_letters(declarer),
         await _queues(declarer, queues),
         await _blocked(connection, loop),
     ]
 
 
-def _version(connection: StockConnection) -> Check:
-    text = str((connection.server_properties or {}).get("version", ""))
+def check_version(text: str) -> Check:
+    """Examine what a broker says is its version."""
     numbers = tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
     if numbers >= OLDEST_VERSION:
         return Check("broker.version", "ok", f"RabbitMQ {text}")

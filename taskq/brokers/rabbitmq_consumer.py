@@ -229,8 +229,8 @@ class RabbitConsumer(Consumer):
                 link.wish(share)
 
     def _wishes(self) -> list[tuple[Link, int]]:
-        # Each queue gets all of it, for credit cannot be shared between queues: with a share each, a
-        # worker of six slots on two queues would run three tasks at once when one queue is empty.
+        # Each queue gets all of it, for credit cannot be shared between queues: with a share each,
+        # a worker of six slots on two queues would run three tasks at once when one is empty.
         return [(link, 0 if self._paused else self._prefetch) for link in self._links]
 
     async def _grant_quietly(self) -> None:

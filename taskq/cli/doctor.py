@@ -63,6 +63,5 @@ def _sum_up(found: list[Check]) -> None:
     for check in found:
         counts[check.status] += 1
     say()
-    say(
-        f"{len(found)} checks: {counts['ok']} ok, {counts['warning']} warning, {counts['failed']} failed"
-    )
+    summary = ", ".join(f"{count} {status}" for status, count in counts.items())
+    say(f"{len(found)} checks: {summary}")

@@ -14,7 +14,7 @@ import msgpack
 from taskq import clock, outcome
 from taskq.brokers.base import Outgoing
 from taskq.canvas import errback_outgoing, step_ids
-from taskq.errors import DecodeError, RemoteError
+from taskq.errors import DecodeError, EncodeError, RemoteError
 from taskq.message import FIRST, UNKNOWN_SINCE, Embed, Envelope, Message, decode_call
 from taskq.resend import dead, retried, strip_broker_headers
 from taskq.results.base import Record, Write, encode_record, encode_success
@@ -24,6 +24,7 @@ IGNORED = "IGNORED"
 REQUEUED = "REQUEUED"
 DEFERRED = "DEFERRED"
 PARKED = "PARKED"
+MALFORMED = "MALFORMED"
 _NO_EMBED = Embed()
 
 
@@ -32,7 +33,7 @@ class Ending:
     """What a run, or the refusal to run, leads to.
 
     Attributes:
-        code: A state of `taskq.outcome`, or IGNORED, REQUEUED, DEFERRED, PARKED.
+        code: A state of `taskq.outcome`, or IGNORED, REQUEUED, DEFERRED, PARKED, MALFORMED.
         writes: Records to store.
         follow: Messages that must be confirmed before the delivery is acknowledged.
         runtime_us: How long the run took, in microseconds; 0 where there was none.
@@ -210,7 +211,7 @@ def final(
             )
             follow.append(Outgoing(case.queue, letter, dead=True))
         # A hostile errback must not keep its task from ending.
-        with contextlib.suppress(DecodeError):
+        with contextlib.suppress(DecodeError, EncodeError):
             follow += errback_outgoing(message, embed, case.queue, root_id)
     writes: list[Write] = []
     if case.results and message.id:
@@ -247,7 +248,9 @@ def malformed(case: Case, error: Exception) -> Ending:
     # Whoever sent it as a task of this name waits for it, so its state is stored as well; the
     # dead letter is kept even where the task asks for none, for it may not be the task's at all.
     kept = Case(case.message, case.envelope, None, case.queue, case.worker, case.results)
-    return final(kept, outcome.FAILURE, problem, reason="malformed")
+    ending = final(kept, outcome.FAILURE, problem, reason="malformed")
+    ending.code = MALFORMED
+    return ending
 
 
 def rejected(case: Case, text: str, us: int) -> Ending:
@@ -282,4 +285,4 @@ def parked(case: Case, max_age_s: float) -> Ending:
     ending = deferred(case, now + wait_ms)
     (item,) = ending.follow
     message = item.message.with_headers(taskq_unknown_since=since)
-    return Ending(PARKED, (), (Outgoing(item.queue, message, item.due_ms),), 0, case.message.task)
+    return Ending(PARKED, (), (Outgoing(item.queue, message, item.due_ms),))

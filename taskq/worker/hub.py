@@ -30,6 +30,7 @@ from taskq.worker.manifest import Manifest
 from taskq.worker.pool import Pool, layout
 from taskq.worker.settle import Settler
 from taskq.worker.stats import Stats
+from taskq.worker.twins import RETURN_MS, Twins
 from taskq.worker.window import Pace, worth_resizing
 
 log = logging.getLogger("taskq.worker")
@@ -83,6 +84,7 @@ class Hub:
         self._admission = Admission(manifest, name, store is not None)
         self._threads = ThreadPoolExecutor(1, "taskq-admission")
         self._to_admit: list[Held] = []
+        self._twins = Twins()
         self._admitting = False
         self.quiet = False
         self.cold = False
@@ -121,7 +123,7 @@ class Hub:
         if self._store is None:
             self._admit(opened, [None] * len(opened))
         elif opened:
-            self._to_admit += opened
+            self._to_admit += [held for held in opened if self._twins.enter(held)]
             self._fetch()
 
     def lost(self) -> None:
@@ -132,6 +134,7 @@ class Hub:
                 held.void = True
                 if held.child is None:
                     del self.held[held.tag]
+                    self._twins.leave(held)
         self.ready.clear()
         self.early.clear()
         self._to_admit = []
@@ -232,13 +235,7 @@ class Hub:
 
     def finished(self, outcomes: list[tuple[Held, Ending]]) -> None:
         """Runs ended in an executor."""
-        items = []
-        for held, ending in outcomes:
-            self.held.pop(held.tag, None)
-            items.append((held.delivery.receipt, ending))
-        self.stats.ended(outcomes)
-        self.unsettled += len(items)
-        self.settler.put(items)
+        self._settle(outcomes)
         self._dispatch()
         self._adapt()
 
@@ -248,8 +245,10 @@ class Hub:
         for held in batch:
             if held.void:
                 self.held.pop(held.tag, None)
+                self._to_admit += self._twins.leave(held)
             else:
                 kept.append(held)
+        self._fetch()
         if self.quiet:
             self._give_back(kept)
         else:
@@ -287,11 +286,15 @@ class Hub:
         return held.case(self.name, self._store is not None)
 
     def _end(self, held: Held, ending: Ending) -> None:
-        """Settle a delivery that the hub itself ends."""
-        self.held.pop(held.tag, None)
-        self.stats.ended([(held, ending)])
-        self.unsettled += 1
-        self.settler.put([(held.delivery.receipt, ending)])
+        self._settle([(held, ending)])
+
+    def _settle(self, outcomes: list[tuple[Held, Ending]]) -> None:
+        for held, _ in outcomes:
+            self.held.pop(held.tag, None)
+        self.stats.ended(outcomes)
+        self.unsettled += len(outcomes)
+        self._twins.put(held for held, _ in outcomes)
+        self.settler.put([(held.delivery.receipt, ending) for held, ending in outcomes])
 
     def _give_back(self, batch: list[Held]) -> None:
         for held in batch:
@@ -299,7 +302,7 @@ class Hub:
 
     def give_back_unstarted(self) -> None:
         """Return every delivery that no executor holds, and ask executors for theirs."""
-        batch = [*self.ready, *self.early, *self._to_admit]
+        batch = [*self.ready, *self.early, *self._to_admit, *self._twins.impatient(-1)]
         self.ready.clear()
         self.early.clear()
         self._to_admit = []
@@ -312,6 +315,8 @@ class Hub:
 
     def _settled(self, count: int) -> None:
         self.unsettled -= count
+        self._to_admit += self._twins.settled(count)
+        self._fetch()
 
     def _adapt(self) -> None:
         if self._long:
@@ -330,6 +335,8 @@ class Hub:
         if busy:
             self.pool.tick()
             self._mark_started()
+            for held in self._twins.impatient():
+                self._end(held, endings.deferred(self._case(held), clock.now_ms() + RETURN_MS))
             self._release_hoarded()
         if self._ticks % 20 == 0 or not busy:
             self.pool.check_memory()

@@ -18,7 +18,7 @@ from taskq.brokers.base import Broker, Consumer, Outgoing
 from taskq.errors import BrokerError, ConfigError, PublishError, ResultsUnavailable, TaskqError
 from taskq.resend import dead
 from taskq.results.base import ResultStore, Write
-from taskq.worker.endings import REQUEUED, Ending
+from taskq.worker.endings import MALFORMED, REQUEUED, Ending
 
 log = logging.getLogger("taskq.worker.settle")
 
@@ -130,7 +130,7 @@ class Settler:
         follow = [
             item
             for _, ending in batch
-            if ending.follow and not (ending.writes and id(ending.writes[0]) in refused)
+            if ending.follow and not _is_refused(ending, refused)
             for item in ending.follow
         ]
         if follow:
@@ -193,6 +193,17 @@ class Settler:
                     self.trouble = ""
                     log.info("settling goes on")
                 return value
+
+
+def _is_refused(ending: Ending, refused: set[int]) -> bool:
+    """Return whether another run of the task ended it first, and sends what follows.
+
+    Not so for a malformed message: its id may be any, also one it shares with a finished task, and
+    the dead letter is all that is left of it.
+    """
+    if ending.code == MALFORMED or not ending.writes:
+        return False
+    return id(ending.writes[0]) in refused
 
 
 def _rerouted(item: Outgoing, error: PublishError) -> Outgoing:

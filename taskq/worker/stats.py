@@ -18,6 +18,7 @@ _LEVELS = {
     outcome.CANCELLED: logging.INFO,
     outcome.EXPIRED: logging.INFO,
     endings.PARKED: logging.WARNING,
+    endings.MALFORMED: logging.WARNING,
 }
 _WORDS = {
     outcome.SUCCESS: "succeeded",
@@ -29,6 +30,7 @@ _WORDS = {
     endings.REQUEUED: "requeued",
     endings.DEFERRED: "deferred",
     endings.PARKED: "parked unknown task",
+    endings.MALFORMED: "malformed",
 }
 
 
@@ -85,14 +87,21 @@ class Stats:
         }
 
 
+def _named(text: str) -> str:
+    """Return a name for a log line; whoever can publish chose it, and could forge lines with it."""
+    if not text:
+        return "?"
+    return text[:200] if text.isprintable() else repr(text[:200])
+
+
 def _log(held: Held, ending: Ending) -> None:
     message = held.delivery.message
     log.log(
         _LEVELS.get(ending.code, logging.DEBUG),
         "%s task=%s id=%s attempt=%d runtime_ms=%.1f%s",
         _WORDS.get(ending.code, ending.code.lower()),
-        message.task or "?",
-        message.id or "?",
+        _named(message.task),
+        _named(message.id),
         held.envelope.retries + 1,
         ending.runtime_us / 1000,
         f" why={ending.detail}" if ending.detail else "",

@@ -68,9 +68,9 @@ class Worker:
         """Wait until it wrote a text so many times."""
         deadline = time.monotonic() + timeout_s
         while self.log().count(text) < count:
-            ended = self.process.poll()
-            late = time.monotonic() > deadline
-            assert ended is None and not late, f"no {text!r} (exit {ended}) in:\n{self.log()}"
+            told = f"no {text!r} in:\n{self.log()}"
+            assert self.process.poll() is None, told
+            assert time.monotonic() < deadline, told
             time.sleep(0.02)
 
     def signal(self, number: int) -> None:

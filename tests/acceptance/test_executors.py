@@ -1,4 +1,4 @@
-"""The life of executors: their deaths, their replacement, and work that waits behind a long task."""
+"""The life of executors: their deaths, their replacement, and work behind a long task."""
 
 import time
 from collections import Counter

@@ -154,17 +154,23 @@ def test_hostile_links_do_not_keep_a_task_from_ending(fleet: Fleet) -> None:
 
 
 @pytest.fixture
-def channel(fleet: Fleet, backend: tuple[str, str]) -> Iterator[Any]:
+def rabbitmq_fleet(rabbitmq_url: str, redis_url: str, tmp_path: Path) -> Iterator[Fleet]:
+    made = Fleet(tmp_path, rabbitmq_url, redis_url)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def channel(rabbitmq_url: str) -> Iterator[Any]:
     """A channel of a plain AMQP client; only RabbitMQ can be spoken to so."""
-    if not backend[0].startswith("amqp"):
-        pytest.skip("the embedded broker has no other clients")
-    connection = pika.BlockingConnection(pika.URLParameters(backend[0]))
+    connection = pika.BlockingConnection(pika.URLParameters(rabbitmq_url))
     yield connection.channel()
     connection.close()
 
 
-def test_foreign_publishers_cannot_harm_a_worker(fleet: Fleet, channel: Any) -> None:
+def test_foreign_publishers_cannot_harm_a_worker(rabbitmq_fleet: Fleet, channel: Any) -> None:
     """Anybody with a password can put anything into a queue, properties of all kinds included."""
+    fleet = rabbitmq_fleet
     worker = fleet.start(slots=1)
     fleet.send("add", 1, 1).get(timeout=10)
     properties = [
@@ -176,7 +182,7 @@ def test_foreign_publishers_cannot_harm_a_worker(fleet: Fleet, channel: Any) -> 
         pika.BasicProperties(headers={"task": "add", "id": ["x"]}),
         pika.BasicProperties(headers={"task": "", "id": ""}),
         pika.BasicProperties(headers={"x-death": "hostile", "task": b"\xff", "id": "x"}),
-        pika.BasicProperties(headers={"task": "add" * 100, "id": "i" * 1000}, priority=255),
+        pika.BasicProperties(headers={"task": "add", "id": "i" * 1000}, priority=255),
         pika.BasicProperties(content_type="x" * 255, message_id="y" * 255, expiration="600000"),
     ]
 
@@ -189,6 +195,18 @@ def test_foreign_publishers_cannot_harm_a_worker(fleet: Fleet, channel: Any) -> 
     assert worker.process.poll() is None
     assert worker.term() == 0
     assert fleet.ready() == 0
+
+
+def test_a_name_cannot_forge_a_line_of_the_log(sqlite_fleet: Fleet) -> None:
+    """Names come from whoever can publish; the log is read by people and by programs."""
+    worker = sqlite_fleet.start(slots=1)
+
+    publish(sqlite_fleet, raw(task="x\n12:00:00 ERROR   all is lost"), raw(id="y\nERROR"))
+
+    worker.until_log("parked unknown task")
+    until(lambda: sqlite_fleet.ready() == 0, "both to be read")
+    worker.term()
+    assert not [line for line in worker.log().splitlines() if "ERROR" in line.split()[:2]]
 
 
 # --- unknown tasks
