@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from taskq import clock
@@ -190,6 +190,8 @@ def _expires_ms(expires: Any, now_ms: int) -> int:
         return 0
     if isinstance(expires, datetime):
         return _moment_ms("expires", expires, now_ms)
+    if isinstance(expires, timedelta):
+        expires = expires.total_seconds()
     return now_ms + round(_seconds("expires", expires) * 1000)
 
 

@@ -145,7 +145,9 @@ class TaskFailed(ResultError):
     """
 
     def __init__(self, task_id: str, error: RemoteError) -> None:
-        super().__init__(f"task {task_id} failed: {error.type}: {error.message}")
+        # Not super(): in a combined class the next in line is the original exception, whose own
+        # __init__ may want other arguments, or would take this text for one of them.
+        Exception.__init__(self, f"task {task_id} failed: {error.type}: {error.message}")
         self.task_id = task_id
         self.error = error
 

@@ -287,7 +287,7 @@ def _check_signature(wire: Any, where: str) -> None:
     for name, table in (("kwargs", kwargs), ("options", options)):
         if table is not None and not _is_table(table):
             raise DecodeError(f"the {name} of {where} are not a map with text keys")
-    if False:
+    if options:
         _check_signature_options(options, where)
 
 

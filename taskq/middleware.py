@@ -2,10 +2,13 @@
 
 Override what you need. `send` and `run` are plain methods; `arun` is the coroutine form of `run`
 for `async def` tasks. A middleware that has only one of the two forms is used for both kinds of
-task: `run` around a coroutine moves to a thread, `arun` around a function runs on a private loop.
+task: `run` around a coroutine moves to a thread, `arun` around a function to a loop on another
+thread, while the function stays on its own.
 """
 
+import importlib
 from collections.abc import Awaitable, Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 from taskq.brokers.base import Outgoing
@@ -63,7 +66,7 @@ def compose_run(middlewares: Sequence[Middleware], last: RunNext) -> RunNext:
         if kind.run is not Middleware.run:
             last = _bind(middleware.run, last)
         elif kind.arun is not Middleware.arun:
-            last = _blocking(middleware, last)
+            last = _mixed().around_function(middleware.arun, last)
     return last
 
 
@@ -74,7 +77,7 @@ def compose_arun(middlewares: Sequence[Middleware], last: AsyncRunNext) -> Async
         if kind.arun is not Middleware.arun:
             last = _bind(middleware.arun, last)
         elif kind.run is not Middleware.run:
-            last = _threaded(middleware, last)
+            last = _mixed().around_coroutine(middleware.run, last)
     return last
 
 
@@ -85,33 +88,6 @@ def _bind(method: Callable[..., Any], call_next: Callable[..., Any]) -> Callable
     return call
 
 
-def _blocking(middleware: Middleware, call_next: RunNext) -> RunNext:
-    async def inner(request: Request) -> Any:
-        return call_next(request)
-
-    def call(request: Request) -> Any:
-        # Imported where it is needed: `import taskq` stays light.
-        import asyncio
-
-        return asyncio.run(_awaited(middleware.arun(inner, request)))
-
-    return call
-
-
-async def _awaited(value: Awaitable[Any]) -> Any:
-    return await value
-
-
-def _threaded(middleware: Middleware, call_next: AsyncRunNext) -> AsyncRunNext:
-    async def call(request: Request) -> Any:
-        import asyncio
-
-        loop = asyncio.get_running_loop()
-
-        def inner(inner_request: Request) -> Any:
-            pending = asyncio.run_coroutine_threadsafe(_awaited(call_next(inner_request)), loop)
-            return pending.result()
-
-        return await asyncio.to_thread(middleware.run, inner, request)
-
-    return call
+def _mixed() -> ModuleType:
+    # Imported where it is needed: `import taskq` stays light, and asyncio is not.
+    return importlib.import_module("taskq.middleware_mixed")

@@ -25,7 +25,7 @@ ROWS: dict[str, int] = {
     **dict.fromkeys(("config", "codecs", "message", "plain", "request", "resend", "retry"), 1),
     **dict.fromkeys(("outcome", "embedded", "embedded.*"), 1),
     **dict.fromkeys(("brokers", "brokers.base", "results", "results.base"), 2),
-    **dict.fromkeys(("middleware", "events", "events.bus"), 2),
+    **dict.fromkeys(("middleware", "middleware_mixed", "events", "events.bus"), 2),
     **dict.fromkeys(("task", "result", "canvas", "calls", "batch", "declare", "hooks"), 3),
     **dict.fromkeys(("brokers.*", "results.*"), 3),
     **dict.fromkeys(("app", ""), 4),

@@ -9,7 +9,7 @@ from taskq.app import TaskQ
 from taskq.brokers.base import check_queue_name
 from taskq.cli.errors import EX_FAILURE, EX_OK, Failure
 from taskq.cli.framework import Group, confirm, json_option, opened_app, yes_option
-from taskq.cli.output import as_text, pairs, progress, say, table, write_json
+from taskq.cli.output import as_text, pairs, progress, say, short_id, table, write_json
 from taskq.cli.values import SINCE
 from taskq.deadletters import Chosen, DeadLetter, DeadLetters, Filter, same_id
 from taskq.resend import REASONS
@@ -89,7 +89,7 @@ def list_letters(limit: int, as_json: bool, **which: Any) -> None:
     if as_json:
         write_json([letter.to_json() for letter in letters])
         return
-    columns = ("ID", "TASK", "QUEUE", "REASON", "ATTEMPTS", "FAILED AT", "FINGERPRINT", "EXCEPTION")
+    columns = ("ID", "TASK", "QUEUE", "REASON", "RUNS", "FAILED AT", "EXCEPTION")
     table(columns, [_row(letter) for letter in letters], "no dead letters")
 
 
@@ -98,13 +98,12 @@ def _row(letter: DeadLetter) -> Sequence[Any]:
     what = f"{error.type}: {error.message}" if error.type else error.message
     when = letter.failed_at[:19].replace("T", " ")
     return (
-        letter.id,
+        short_id(letter.id),
         letter.task or "?",
         letter.queue or "?",
         letter.reason,
         letter.attempts,
         when or "?",
-        error.fingerprint,
         what.partition("\n")[0],
     )
 

@@ -17,6 +17,7 @@ from taskq.config import nearest
 from taskq.plain import plain
 
 _CELL: Final = 60
+_UUID: Final = 36
 _PROGRESS_S: Final = 0.1
 _PROGRESS_APART_S: Final = 5.0
 
@@ -136,9 +137,16 @@ def _rich_table(
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name, to_right in zip(columns, right, strict=True):
-        drawn.add_column(name, justify="right" if to_right else "left", overflow="fold")
+    drawn = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for number, (name, to_right) in enumerate(zip(columns, right, strict=True)):
+        # Only the last, a text, is folded: names, numbers and dates stay in one piece.
+        last = number == len(columns) - 1
+        drawn.add_column(
+            name,
+            justify="right" if to_right else "left",
+            overflow="fold" if last else "ellipsis",
+            no_wrap=not last,
+        )
     for row in cells:
         # Text, not str: brackets in a message are no markup.
         drawn.add_row(*(Text(cell, style=STATE_COLOURS.get(cell, "")) for cell in row))
@@ -156,6 +164,11 @@ def pairs(values: Sequence[tuple[str, Any]]) -> None:
                 say(f"    {line}")
         else:
             say(f"{name.ljust(width)}  {paint(text, STATE_COLOURS.get(text))}")
+
+
+def short_id(task_id: str) -> str:
+    """Return a UUID's first 8 characters on a terminal, where they are enough to name it."""
+    return task_id[:8] if sys.stdout.isatty() and len(task_id) == _UUID else task_id
 
 
 class Counter:

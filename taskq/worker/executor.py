@@ -141,6 +141,10 @@ class Executor:
         except OSError:
             # The hub closed the line while an outcome was sent; nobody is left to tell.
             return
+        finally:
+            runner: asyncio.Runner | None = getattr(self._loops, "runner", None)
+            if runner is not None:
+                runner.close()
 
     def _one(self, index: int, item: list[Any]) -> Ending:
         tag, queue_name, redelivered, parts = item

@@ -123,7 +123,7 @@ class Hub:
         if self._store is None:
             self._admit(opened, [None] * len(opened))
         elif opened:
-            self._to_admit += [held for held in opened if self._twins.enter(held)]
+            self._to_admit += self._twins.enter(opened)
             self._fetch()
 
     def lost(self) -> None:
@@ -289,16 +289,16 @@ class Hub:
         self._settle([(held, ending)])
 
     def _settle(self, outcomes: list[tuple[Held, Ending]]) -> None:
-        for held, _ in outcomes:
+        batch = [held for held, _ in outcomes]
+        for held in batch:
             self.held.pop(held.tag, None)
         self.stats.ended(outcomes)
-        self.unsettled += len(outcomes)
-        self._twins.put(held for held, _ in outcomes)
+        self.unsettled += len(batch)
+        self._twins.put(batch)
         self.settler.put([(held.delivery.receipt, ending) for held, ending in outcomes])
 
     def _give_back(self, batch: list[Held]) -> None:
-        for held in batch:
-            self._end(held, Ending(endings.REQUEUED))
+        self._settle([(held, Ending(endings.REQUEUED)) for held in batch])
 
     def give_back_unstarted(self) -> None:
         """Return every delivery that no executor holds, and ask executors for theirs."""

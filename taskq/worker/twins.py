@@ -8,7 +8,7 @@ next sees what was stored.
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from taskq.worker.held import Held
 
@@ -21,56 +21,68 @@ class Twins:
     """Lets one delivery of each task id go on at a time."""
 
     def __init__(self) -> None:
-        self._ids: dict[str, list[Held]] = {}
-        self._ended: deque[tuple[int, Held]] = deque()
-        self._waiting = 0
+        self._first: dict[str, Held] = {}
+        self._waiting: dict[str, list[Held]] = {}
+        self._ended: deque[tuple[int, Sequence[Held]]] = deque()
         self._put = 0
         self._settled = 0
 
-    def enter(self, held: Held) -> bool:
-        """Return whether a delivery may go on; if not, a later call of `settled` gives it back."""
-        same = self._ids.setdefault(held.delivery.message.id, [])
-        same.append(held)
-        if len(same) == 1:
-            return True
-        held.since_s = time.monotonic()
-        self._waiting += 1
-        return False
-
-    def put(self, batch: Iterable[Held]) -> None:
-        """Learn that the endings of these were handed to the settler, in this order."""
+    def enter(self, batch: Sequence[Held]) -> list[Held]:
+        """Return which of these may go on; `settled` gives the others back when they may."""
+        first = self._first
+        free = []
         for held in batch:
-            self._put += 1
-            self._ended.append((self._put, held))
+            task_id = held.delivery.message.id
+            if task_id in first:
+                held.since_s = time.monotonic()
+                self._waiting.setdefault(task_id, []).append(held)
+            else:
+                first[task_id] = held
+                free.append(held)
+        return free
+
+    def put(self, batch: Sequence[Held]) -> None:
+        """Learn that the endings of these were handed to the settler, in this order."""
+        self._put += len(batch)
+        self._ended.append((self._put, batch))
 
     def settled(self, count: int) -> list[Held]:
         """Learn that the next `count` endings were settled, and return who may go on."""
         self._settled += count
-        freed = []
+        freed: list[Held] = []
         while self._ended and self._ended[0][0] <= self._settled:
-            freed += self.leave(self._ended.popleft()[1])
+            for held in self._ended.popleft()[1]:
+                task_id = held.delivery.message.id
+                if self._waiting:
+                    freed += self.leave(held)
+                elif self._first.get(task_id) is held:
+                    del self._first[task_id]
         return freed
 
     def leave(self, held: Held) -> list[Held]:
         """Strike out a delivery, and return who may go on instead: one or none."""
         task_id = held.delivery.message.id
-        same = self._ids.get(task_id)
-        if same is None or held not in same:
-            return []
-        was_first = same[0] is held
-        same.remove(held)
-        if same:
-            self._waiting -= 1
+        waiting = self._waiting.get(task_id, [])
+        if self._first.get(task_id) is held:
+            del self._first[task_id]
+            freed = waiting[:1]
+            if freed:
+                self._first[task_id] = freed[0]
         else:
-            del self._ids[task_id]
-        return same[:1] if was_first else []
+            freed = []
+        left = [other for other in waiting if other is not held and other not in freed]
+        if left:
+            self._waiting[task_id] = left
+        else:
+            self._waiting.pop(task_id, None)
+        return freed
 
     def impatient(self, patience_s: float = _PATIENCE_S) -> list[Held]:
         """Return those that wait for so long, struck out."""
         if not self._waiting:
             return []
         limit = time.monotonic() - patience_s
-        late = [held for same in self._ids.values() for held in same[1:] if held.since_s <= limit]
+        late = [held for same in self._waiting.values() for held in same if held.since_s <= limit]
         for held in late:
             self.leave(held)
         return late

@@ -117,9 +117,7 @@ def test_links_run_after_success_and_error_links_after_failure(fleet: Fleet) -> 
     good.get(timeout=20)
     with pytest.raises(ValueError, match="never again"):
         bad.get(timeout=20)
-    told = until(
-        lambda: sorted(words) if len(words := _words(fleet)) == 2 else None, "both links"
-    )
+    told = until(lambda: sorted(words) if len(words := _words(fleet)) == 2 else None, "both links")
     assert told == sorted(["3-value", bad.id])
 
 

@@ -195,7 +195,7 @@ def test_a_rejected_message_becomes_a_letter_at_once(fleet: Fleet) -> None:
 
 
 def test_a_message_rejected_with_requeue_comes_again_uncharged(fleet: Fleet, tmp_path) -> None:
-    """"Not me, not now": back to the queue, at once, without an attempt spent."""
+    """Not me, not now: back to the queue, at once, without an attempt spent."""
     fleet.start()
 
     handle = fleet.send("reject", str(tmp_path), True)

@@ -285,7 +285,7 @@ def test_unknown_ids_and_disabled_results_exit_with_1(user: User) -> None:
         ({"TASKQ_BROCKER": "x"}, ["queues", "ls"], 78, "TASKQ_BROKER"),
         ({"TASKQ_BROKER": "sqlite:///shop.py"}, ["queues", "ls"], 78, "shop.py"),
         ({}, ["queues", "ls", "-A", "nothere:app"], 78, "nothere"),
-        ({}, ["queues", "ls", "-A", "shop:apq"], 78, "did you mean 'app'"),
+        ({}, ["queues", "ls", "-A", "shop:appp"], 78, "did you mean 'app'"),
         ({}, ["worker"], 78, "-A"),
         ({}, ["worker", "-A", "nothere:app"], 78, "nothere"),
         ({}, ["worker", "-A", "shop:app", "--profile", "missing.py"], 78, "missing.py"),

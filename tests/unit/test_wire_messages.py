@@ -5,7 +5,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_wire_codecs import same
 from wire_strategies import (
@@ -159,7 +159,7 @@ RUNNER = make_runner()
 
 
 @SERIALIZERS
-@many
+@settings(many, max_examples=250)
 @given(
     task=st.sampled_from(["works", "fails", "retries", "unknown"]),
     body=hostile_bodies,
