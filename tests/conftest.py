@@ -8,6 +8,7 @@ server is not installed its tests skip, and fail when CI=true.
 import contextlib
 import fcntl
 import itertools
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -182,3 +183,13 @@ def new_redis(private_directory: Path) -> Iterator[Callable[..., RedisServer]]:
 def _note_version(path: Path, server: RabbitServer | RedisServer) -> None:
     if not path.exists():
         path.write_text(server.version)
+
+
+@pytest.fixture(autouse=True)
+def _untouched_loggers() -> Iterator[None]:
+    """Undo what a command run in this process does to logging, or `caplog` stays empty later."""
+    logger = logging.getLogger("taskq")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
