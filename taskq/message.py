@@ -296,6 +296,9 @@ def _check_signature_options(options: dict[str, Any], where: str) -> None:
         value = options.get(name)
         if value is not None and not (isinstance(value, str) and len(value.encode()) <= 200):
             raise DecodeError(f"{name} of {where} is not text of at most 200 bytes")
+    if str(options.get("queue") or "").startswith("amq."):
+        # Nobody may declare such a queue, so the follow-up could never be confirmed.
+        raise DecodeError(f"queue of {where} begins with amq., which is the broker's own")
     priority = options.get("priority")
     if priority is not None and not (isinstance(priority, int) and 0 <= priority <= 255):
         raise DecodeError(f"priority of {where} is not 0 to 255")

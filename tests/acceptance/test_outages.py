@@ -90,7 +90,7 @@ def test_what_runs_while_the_connection_breaks_is_not_run_again(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_nothing_is_acknowledged_before_its_result_is_stored(
+def test_work_goes_on_after_the_results_store_was_away(
     private_fleet: Fleet, private_redis: RedisServer, number: signal.Signals
 ) -> None:
     """Redis is away for three seconds in mid-work: later is fine, lost is not."""
@@ -121,6 +121,26 @@ def test_nothing_is_acknowledged_before_its_result_is_stored(
     assert "Traceback" not in worker.log()
     assert worker.term() == 0
     assert private_fleet.ready() == 0
+
+
+def test_nothing_is_acknowledged_before_its_result_is_stored(
+    private_fleet: Fleet, private_redis: RedisServer
+) -> None:
+    """The worker is killed while the store is away: all that had no record must come again."""
+    worker = private_fleet.start(slots=2)
+    handles = private_fleet.send_many("nap", 200, 0.02)
+    private_fleet.until_runs(40)
+    private_redis.kill()
+    worker.until_log("settling waits for the results store")
+    until(lambda: _steady(private_fleet), "consuming to stand still")
+
+    worker.signal(signal.SIGKILL)
+    worker.wait()
+    private_redis.start()
+
+    private_fleet.start(slots=2)
+    private_fleet.settled(handles, timeout_s=60)
+    assert {handle.state for handle in handles} == {outcome.SUCCESS}
 
 
 def _steady(fleet: Fleet) -> bool:

@@ -279,6 +279,7 @@ def test_a_signature_that_could_not_be_sent_is_refused_before_the_task_runs() ->
         {"task": "t", "options": {"headers": [1]}},
         {"task": "t", "options": {"task_id": "x" * 201}},
         {"task": "t", "options": {"queue": 5}},
+        {"task": "t", "options": {"queue": "amq.direct"}},
         {"task": "t", "options": {"priority": 300}},
         {"task": "t", "options": {"link": [{"task": None}]}},
         {"task": "t", "options": {"link_error": {"task": "t", "options": {"link": 3}}}},
