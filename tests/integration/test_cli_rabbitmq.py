@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from cli_user import User, examine, until
-from rabbitmq_fixtures import channel
 from servers import RabbitServer
 
 from taskq import TaskQ
@@ -14,8 +13,6 @@ from taskq.brokers.base import Outgoing
 from taskq.errors import RemoteError
 from taskq.message import encode_call
 from taskq.resend import dead
-
-__all__ = ["channel"]
 
 
 @pytest.fixture

@@ -17,8 +17,6 @@ from taskq.brokers.base import DEAD_QUEUE, Broker, Delivery, Outgoing
 from taskq.errors import BrokerUnavailable, ConfigError, TopologyMismatch
 from taskq.message import Message
 
-pytest_plugins = ("rabbitmq_fixtures",)
-
 Open = Callable[..., Broker]
 
 

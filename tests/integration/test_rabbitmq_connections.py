@@ -14,8 +14,6 @@ from taskq.brokers import amqp_session
 from taskq.brokers.amqp_connection import StockConnection
 from taskq.brokers.base import Broker
 
-pytest_plugins = ("rabbitmq_fixtures",)
-
 Open = Callable[..., Broker]
 
 

@@ -1,4 +1,4 @@
-"""Brokers on a vhost of the test's own, as fixtures."""
+"""Fixtures of the integration tests: brokers on a vhost of the test's own."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
