@@ -16,7 +16,7 @@ Run `taskq worker -A module:app` beside it.
 """
 
 from taskq._version import __version__
-from taskq.app import TaskQ, current_app, task
+from taskq.app import TaskQ
 from taskq.canvas import Chain, Signature, chain
 from taskq.errors import (
     BrokerError,
@@ -47,6 +47,7 @@ from taskq.middleware import Middleware
 from taskq.request import Request
 from taskq.result import AsyncResult
 from taskq.retry import RetryPolicy
+from taskq.shared import current_app, task
 from taskq.task import AsyncTask, Task
 
 __all__ = [

@@ -15,36 +15,24 @@ from taskq.calls import Prepared, prepare
 from taskq.canvas import Chain, Signature
 from taskq.config import Settings, app_settings, nearest
 from taskq.declare import Declare, DeclareBound, register
-from taskq.errors import ConfigError, PublishError, ResultsDisabled, ResultsUnavailable
+from taskq.errors import ConfigError, PublishError, ResultsDisabled
 from taskq.hooks import Hooks
 from taskq.middleware import Middleware, compose_send
+from taskq.pending import PendingMarks
 from taskq.result import AsyncResult
 from taskq.results import open_results
 from taskq.results.base import MAX_ATTEMPT, Record, ResultStore, Write, encode_record, is_terminal
-from taskq.task import AsyncTask, BaseTask, Task, TaskOptions, make_task
+from taskq.shared import make_current, shared_tasks
+from taskq.spec import TaskOptions
+from taskq.task import AsyncTask, BaseTask, Task, make_task
 
 log = logging.getLogger("taskq.app")
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_MARK_PAUSE_S = 5.0
 
-
-_shared: dict[str, BaseTask[Any, Any]] = {}
-_current: "TaskQ | None" = None
 _batch: ContextVar[Batch | None] = ContextVar("taskq_batch", default=None)
-
-
-def current_app() -> "TaskQ":
-    """Return the app that was made last.
-
-    Raises:
-        ConfigError: If there is none yet.
-    """
-    if _current is None:
-        raise ConfigError("no app exists yet; make one: app = TaskQ('name')")
-    return _current
 
 
 class TaskQ(Hooks):
@@ -80,7 +68,6 @@ class TaskQ(Hooks):
         Raises:
             ConfigError: For an unknown setting or an unusable value.
         """
-        global _current
         super().__init__()
         if not isinstance(name, str) or not name:
             raise ConfigError(f"the app's name is {name!r}; use a text")
@@ -91,8 +78,8 @@ class TaskQ(Hooks):
         self._lock = threading.RLock()
         self._broker: Broker | None = None
         self._results: ResultStore | None = None
-        self._marks_paused_until = 0.0
-        _current = self
+        self._marks = PendingMarks()
+        make_current(self)
 
     def __repr__(self) -> str:
         return f"<TaskQ {self.name}>"
@@ -100,7 +87,7 @@ class TaskQ(Hooks):
     @property
     def tasks(self) -> Mapping[str, BaseTask[Any, Any]]:
         """All tasks by name: the app's own, and those of the module-level `@task`."""
-        return {**_shared, **self._tasks}
+        return {**shared_tasks, **self._tasks}
 
     @property
     def get_timeout_s(self) -> float:
@@ -154,7 +141,7 @@ class TaskQ(Hooks):
 
         Args:
             function: The function, when used without parentheses.
-            **options: See `taskq.task.TaskSpec`.
+            **options: See `taskq.spec.TaskSpec`.
 
         Raises:
             ConfigError: For an unknown option, an unusable value, or a name that is taken.
@@ -273,7 +260,7 @@ class TaskQ(Hooks):
         return prepared
 
     def _find(self, name: str) -> BaseTask[Any, Any] | None:
-        return self._tasks.get(name) or _shared.get(name)
+        return self._tasks.get(name) or shared_tasks.get(name)
 
     def _defaults(self, name: str) -> Mapping[str, Any]:
         task = self._find(name)
@@ -291,28 +278,12 @@ class TaskQ(Hooks):
         batch = [item.outgoing for item in prepared]
         publishing = self.broker.submit(batch, self.settings.publish_timeout_s)
         # While the broker works on its confirm, PENDING is written: it costs no latency.
-        self._mark_pending(prepared)
-        return publishing
-
-    def _mark_pending(self, prepared: Sequence[Prepared]) -> None:
         store = self.results
-        if store is None:
-            return
-        # Where the store sees the queue itself, only later steps of chains need a mark.
-        first = 1 if store.covers(self.broker.url) else 0
-        if clock.monotonic_s() < self._marks_paused_until:
-            return
-        ids = [task_id for item in prepared for task_id in item.ids[first:]]
-        if not ids:
-            return
-        longest_s = max((item.delay_s for item in prepared), default=0.0)
-        try:
-            store.mark_pending(ids, self.settings.result_ttl_s + round(longest_s))
-        except ResultsUnavailable as error:
-            # The mark is best effort: only the send itself may fail a caller. A store that does
-            # not answer must not cost every send its timeout, so marks pause.
-            self._marks_paused_until = clock.monotonic_s() + _MARK_PAUSE_S
-            log.warning("cannot mark tasks as pending, sending goes on error=%s", error)
+        if store is not None:
+            # Where the store sees the queue itself, only later steps of chains need a mark.
+            skipped = 1 if store.covers(self.broker.url) else 0
+            self._marks.write(store, prepared, skipped, self.settings.result_ttl_s)
+        return publishing
 
     def _handle(self, item: Prepared) -> AsyncResult[Any]:
         handle: AsyncResult[Any] | None = None
@@ -321,39 +292,6 @@ class TaskQ(Hooks):
         if handle is None:
             raise ConfigError("a call has at least one step")
         return handle
-
-
-@overload
-def task(  # type: ignore[overload-overlap]
-    function: Callable[P, Coroutine[Any, Any, R]], /
-) -> AsyncTask[P, R]: ...
-
-
-@overload
-def task(function: Callable[P, R], /) -> Task[P, R]: ...
-
-
-@overload
-def task(*, bind: Literal[True], **options: Unpack[TaskOptions]) -> DeclareBound: ...
-
-
-@overload
-def task(*, bind: Literal[False] = False, **options: Unpack[TaskOptions]) -> Declare: ...
-
-
-def task(function: Any = None, /, **options: Any) -> Any:
-    """Declare a task that belongs to whichever app is current when it is used.
-
-    Libraries declare tasks with it, without an app at hand. Options are `TaskQ.task`'s.
-
-    Raises:
-        ConfigError: For an unknown option, an unusable value, or a name that is taken.
-    """
-
-    def declare(decorated: Callable[..., Any]) -> BaseTask[Any, Any]:
-        return register(_shared, make_task(decorated, options, current_app))
-
-    return declare if function is None else declare(function)
 
 
 def find_task(app: TaskQ, name: str) -> BaseTask[Any, Any]:

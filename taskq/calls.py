@@ -7,11 +7,12 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from taskq import clock
+from taskq.body import Embed, encode_call
 from taskq.brokers.base import Outgoing, check_queue_name
 from taskq.canvas import Chain, Signature, new_id
 from taskq.config import Settings, nearest
 from taskq.errors import ConfigError
-from taskq.message import DUE, Embed, encode_call
+from taskq.message import DUE
 from taskq.request import Request
 from taskq.request import current as current_request
 from taskq.retry import MAX_DELAY_S

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import uuid4
 
+from taskq.body import Embed, encode_call
 from taskq.brokers.base import Outgoing
 from taskq.errors import ConfigError, DecodeError
-from taskq.message import Embed, Message, encode_call
+from taskq.message import Message
 from taskq.result import AsyncResult
 
 R = TypeVar("R")

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from taskq import clock
+from taskq.body import Call, decode_call
 from taskq.brokers.base import DEAD_QUEUE, Delivery
 from taskq.errors import DecodeError
-from taskq.message import DEAD_PREFIX, HISTORY, REPLAYS, Call, Message, decode_call
+from taskq.message import DEAD_PREFIX, HISTORY, REPLAYS, Message
 from taskq.plain import plain
 from taskq.resend import REASONS, strip_broker_headers
 

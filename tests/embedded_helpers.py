@@ -9,8 +9,8 @@ from typing import Any
 
 from processes import wait_for
 
+from taskq.body import encode_call
 from taskq.brokers.base import Broker, Consumer, Delivery, Outgoing
-from taskq.message import encode_call
 
 _ids = itertools.count()
 

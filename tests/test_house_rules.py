@@ -15,25 +15,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from layers import ROWS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "taskq"
 OWN_CODE = ("taskq", "tests", "workers", "examples", "benchmarks", "scripts", "docs")
-
-ROWS: dict[str, int] = {
-    **dict.fromkeys(("errors", "clock", "_version"), 0),
-    **dict.fromkeys(("config", "codecs", "message", "plain", "request", "resend", "retry"), 1),
-    **dict.fromkeys(("outcome", "embedded", "embedded.*"), 1),
-    **dict.fromkeys(("brokers", "brokers.base", "results", "results.base"), 2),
-    **dict.fromkeys(("middleware", "middleware_mixed", "events", "events.bus"), 2),
-    **dict.fromkeys(("task", "result", "canvas", "calls", "batch", "declare", "hooks"), 3),
-    **dict.fromkeys(("brokers.*", "results.*"), 3),
-    **dict.fromkeys(("app", ""), 4),
-    **dict.fromkeys(("worker", "worker.*", "scheduler", "scheduler.*", "deadletters"), 5),
-    **dict.fromkeys(("doctor", "letter", "metrics", "testing", "loading"), 5),
-    **dict.fromkeys(("cli", "cli.*", "dashboard", "dashboard.*", "__main__"), 6),
-}
-"""Each module's row; it imports its own row or a lower one. `x.*` stands for all below `x`."""
 
 DRIVERS = ("pika", "redis", "click", "croniter", "sqlite3", "confluent_kafka")
 MAX_MODULES = 160

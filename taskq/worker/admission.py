@@ -2,8 +2,8 @@
 
 from taskq import clock, outcome
 from taskq.brokers.base import Delivery
+from taskq.envelope import Envelope, read_envelope
 from taskq.errors import DecodeError
-from taskq.message import Envelope, read_envelope
 from taskq.results.base import attempt_of, decode_record, is_terminal
 from taskq.worker import endings
 from taskq.worker.endings import Ending

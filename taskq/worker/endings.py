@@ -12,10 +12,12 @@ from typing import Any
 import msgpack
 
 from taskq import clock, outcome
+from taskq.body import Embed, decode_call
 from taskq.brokers.base import Outgoing
 from taskq.canvas import errback_outgoing, step_ids
+from taskq.envelope import Envelope
 from taskq.errors import DecodeError, EncodeError, RemoteError
-from taskq.message import FIRST, UNKNOWN_SINCE, Embed, Envelope, Message, decode_call
+from taskq.message import FIRST, UNKNOWN_SINCE, Message
 from taskq.resend import dead, retried, strip_broker_headers
 from taskq.results.base import Record, Write, encode_record, encode_success
 from taskq.worker.manifest import TaskInfo

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from taskq.brokers.base import Delivery
-from taskq.message import Envelope
+from taskq.envelope import Envelope
 from taskq.worker.endings import Case
 from taskq.worker.manifest import TaskInfo
 

@@ -11,7 +11,7 @@ from taskq.app import TaskQ
 from taskq.config import Settings
 from taskq.errors import TimeLimitExceeded, WorkerLost
 from taskq.retry import Jitter, RetryPolicy
-from taskq.task import TaskSpec
+from taskq.spec import TaskSpec
 
 
 @dataclass(frozen=True, slots=True)

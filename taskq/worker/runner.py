@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskq import clock, codecs, outcome
+from taskq.body import Call, decode_call
 from taskq.canvas import next_outgoing
+from taskq.envelope import Envelope, read_envelope
 from taskq.errors import (
     DecodeError,
     EncodeError,
@@ -19,7 +21,7 @@ from taskq.errors import (
     Retry,
     TaskCancelled,
 )
-from taskq.message import Call, Envelope, Message, decode_call, read_envelope
+from taskq.message import Message
 from taskq.request import Request, current
 from taskq.retry import retry_after_s
 from taskq.worker import endings

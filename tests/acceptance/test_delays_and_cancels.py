@@ -7,9 +7,10 @@ import pytest
 from fleet import POOLS, Fleet, until
 
 from taskq import Signature, TaskCancelled, TaskExpired, chain, outcome
+from taskq.body import Embed, encode_call
 from taskq.brokers.base import Outgoing
 from taskq.canvas import new_id
-from taskq.message import Embed, Message, encode_call
+from taskq.message import Message
 
 
 @pytest.mark.parametrize("countdown", [0.05, 0.4, 1.3, 3.0])

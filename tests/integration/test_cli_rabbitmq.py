@@ -9,9 +9,9 @@ from cli_user import User, examine, until
 from servers import RabbitServer
 
 from taskq import TaskQ
+from taskq.body import encode_call
 from taskq.brokers.base import Outgoing
 from taskq.errors import RemoteError
-from taskq.message import encode_call
 from taskq.resend import dead
 
 

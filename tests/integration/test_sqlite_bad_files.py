@@ -112,7 +112,7 @@ import os, sys
 from taskq.brokers import open_broker
 from taskq.brokers.base import BrokerOptions, Outgoing
 from taskq.errors import ConfigError
-from taskq.message import encode_call
+from taskq.body import encode_call
 from taskq.results import open_results
 # Before the change of user: that one may not be able to read the library. Opens no file yet.
 broker = open_broker(sys.argv[1], BrokerOptions())
@@ -212,7 +212,7 @@ def test_a_truly_full_file_system_refuses(tmp_path: Path) -> None:
 FILL = """
 from taskq.brokers import open_broker
 from taskq.brokers.base import BrokerOptions, Outgoing
-from taskq.message import encode_call
+from taskq.body import encode_call
 broker = open_broker(sys.argv[1], BrokerOptions())
 for n in range(1000):
     error, = broker.publish([Outgoing("q", encode_call("t", str(n), ("x" * 20000,), {}))], 5.0)

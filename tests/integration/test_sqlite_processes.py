@@ -153,7 +153,7 @@ SENDER = """
 import sys
 from taskq.brokers import open_broker
 from taskq.brokers.base import BrokerOptions, Outgoing
-from taskq.message import encode_call
+from taskq.body import encode_call
 broker = open_broker(sys.argv[1], BrokerOptions())
 for n in range(100):
     message = encode_call("t", f"{sys.argv[2]}-{n}", (), {})

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from pika import BasicProperties
 
 from taskq import resend
+from taskq.body import encode_call
 from taskq.brokers import amqp_properties
 from taskq.errors import DecodeError, EncodeError
-from taskq.message import Message, encode_call
+from taskq.message import Message
 
 texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=60)
 names = st.text("abcdefghijklmnopqrstuvwxyz-_ä", min_size=1, max_size=30)

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from taskq import ConfigError, EncodeError, Middleware, TaskQ, clock
+from taskq.body import decode_call
 from taskq.brokers.base import Outgoing
 from taskq.calls import prepare
 from taskq.canvas import Chain, Signature, chain
-from taskq.message import DUE, decode_call, read_envelope
+from taskq.envelope import read_envelope
+from taskq.message import DUE
 
 YEAR_S = 366 * 86400
 NOW_MS = 1_800_000_000_000

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 
 from taskq import Signature, TaskQ, chain, clock, outcome
+from taskq.body import encode_call
 from taskq.brokers.base import Delivery, Outgoing
 from taskq.calls import prepare
 from taskq.deadletters import DeadLetters, Filter
 from taskq.errors import DecodeError, RemoteError
 from taskq.letter import fingerprint, read_letter
-from taskq.message import HISTORY, REPLAYS, Message, encode_call
+from taskq.message import HISTORY, REPLAYS, Message
 from taskq.resend import REASONS, dead, retried
 from taskq.results.base import Record, Write, encode_record
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import taskq.app
+import taskq.shared
 from taskq import AsyncTask, ConfigError, RetryPolicy, Task, TaskQ, current_app, task
 from taskq.loading import load_app
 
@@ -17,7 +18,9 @@ from taskq.loading import load_app
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """What `@task` declares is known to every app of the process."""
-    monkeypatch.setattr(taskq.app, "_shared", {})
+    shared: dict[str, Any] = {}
+    monkeypatch.setattr(taskq.shared, "shared_tasks", shared)
+    monkeypatch.setattr(taskq.app, "shared_tasks", shared)
 
 
 @pytest.fixture
@@ -169,7 +172,7 @@ def test_without_an_app_a_shared_task_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An AttributeError on None would not."""
-    monkeypatch.setattr(taskq.app, "_current", None)
+    monkeypatch.setattr(taskq.shared, "_current", None)
     shared = task(send_mail)
 
     with pytest.raises(ConfigError, match="no app exists yet"):

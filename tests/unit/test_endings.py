@@ -6,8 +6,9 @@ import pytest
 
 from taskq import clock, outcome
 from taskq.codecs import dumps
+from taskq.envelope import read_envelope
 from taskq.errors import RemoteError
-from taskq.message import DUE, FIRST, HISTORY, Message, read_envelope
+from taskq.message import DUE, FIRST, HISTORY, Message
 from taskq.results.base import decode_record
 from taskq.worker import endings
 from taskq.worker.endings import Case

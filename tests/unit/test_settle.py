@@ -13,8 +13,9 @@ from taskq.brokers import open_broker
 from taskq.brokers.base import Broker, BrokerOptions, Outgoing
 from taskq.canvas import new_id
 from taskq.codecs import dumps
+from taskq.envelope import read_envelope
 from taskq.errors import PublishError, RemoteError, ResultsUnavailable
-from taskq.message import Message, read_envelope
+from taskq.message import Message
 from taskq.results import open_results
 from taskq.results.base import ResultStore, Write, decode_record
 from taskq.worker import endings

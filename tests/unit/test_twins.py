@@ -1,7 +1,8 @@
 """A second delivery of a task in hand waits for the first one's end."""
 
 from taskq.brokers.base import Delivery
-from taskq.message import Envelope, Message
+from taskq.envelope import Envelope
+from taskq.message import Message
 from taskq.worker.held import Held
 from taskq.worker.twins import Twins
 

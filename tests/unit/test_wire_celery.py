@@ -12,8 +12,10 @@ import msgpack
 import pytest
 
 from taskq import clock, codecs
+from taskq.body import Call, decode_call
 from taskq.canvas import next_outgoing
-from taskq.message import Call, Message, adopt_protocol_1, decode_call, read_envelope
+from taskq.envelope import read_envelope
+from taskq.message import Message, adopt_protocol_1
 
 CAPTURES = Path(__file__).parents[1] / "data" / "celery-vectors"
 

@@ -20,19 +20,10 @@ from wire_strategies import (
 )
 
 from taskq import TaskQ, clock, codecs, message
+from taskq.body import Embed, decode_call, encode_call
+from taskq.envelope import read_envelope
 from taskq.errors import DecodeError, EncodeError, RemoteError
-from taskq.message import (
-    DEAD_PREFIX,
-    DUE,
-    FIRST,
-    HISTORY,
-    REPLAYS,
-    Embed,
-    Message,
-    decode_call,
-    encode_call,
-    read_envelope,
-)
+from taskq.message import DEAD_PREFIX, DUE, FIRST, HISTORY, REPLAYS, Message
 from taskq.resend import REASONS, dead, retried, revived, strip_broker_headers
 from taskq.results.base import decode_record
 from taskq.worker.endings import Ending, unpack_follow

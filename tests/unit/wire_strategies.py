@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from taskq.message import Embed
+from taskq.body import Embed
 
 # A shared CI core may pause in any example.
 many = settings(

@@ -1,0 +1,18 @@
+"""Which module of taskq may import which: the table behind the rule on layers."""
+
+ROWS: dict[str, int] = {
+    **dict.fromkeys(("errors", "clock", "_version"), 0),
+    **dict.fromkeys(("config", "codecs", "message", "body", "envelope"), 1),
+    **dict.fromkeys(("plain", "request", "resend", "retry"), 1),
+    **dict.fromkeys(("outcome", "embedded", "embedded.*"), 1),
+    **dict.fromkeys(("brokers", "brokers.base", "results", "results.base"), 2),
+    **dict.fromkeys(("middleware", "middleware_mixed", "events", "events.bus"), 2),
+    **dict.fromkeys(("spec", "pending", "shared"), 3),
+    **dict.fromkeys(("task", "result", "canvas", "calls", "batch", "declare", "hooks"), 3),
+    **dict.fromkeys(("brokers.*", "results.*"), 3),
+    **dict.fromkeys(("app", ""), 4),
+    **dict.fromkeys(("worker", "worker.*", "scheduler", "scheduler.*", "deadletters"), 5),
+    **dict.fromkeys(("doctor", "letter", "metrics", "testing", "loading"), 5),
+    **dict.fromkeys(("cli", "cli.*", "dashboard", "dashboard.*", "__main__"), 6),
+}
+"""Each module's row; it imports its own row or a lower one. `x.*` stands for all below `x`."""
