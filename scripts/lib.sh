@@ -110,4 +110,41 @@ install_servers() {
     fi
 }
 
+# Whether there is a Java of at least 17, which Kafka's broker needs.
+good_java() {
+    number=$(java -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p' | head -n 1)
+    [ "${number:-0}" -ge 17 ]
+}
+
+# Kafka's broker for the tests: jars from Maven's repository, as Maven's settings say. Optional.
+install_kafka() {
+    pom=$root/tests/kafka/pom.xml
+    kafka=$venv/kafka-$(sed -n '/kafka_2.13/,/version/s/.*<version>\(.*\)<.*/\1/p' "$pom")
+    if [ -n "${KAFKA_BOOTSTRAP:-}" ] || [ -d "$kafka" ]; then return; fi
+    if ! good_java || ! command -v mvn >/dev/null 2>&1; then
+        if may_install; then
+            say "installing default-jre-headless and maven (apt-get)"
+            apt_install default-jre-headless maven || :
+        fi
+        if ! good_java || ! command -v mvn >/dev/null 2>&1; then
+            say "no Java 17 with Maven: tests that need a real Kafka are left out"
+            return
+        fi
+    fi
+    say "fetching Kafka's broker (mvn; the first time takes half a minute)"
+    set -- -q -B -f "$pom" dependency:copy-dependencies "-DoutputDirectory=$kafka.new" -DincludeScope=runtime
+    if [ ! -w "${HOME:-/nonexistent}" ]; then set -- "-Dmaven.repo.local=$venv/maven" "$@"; fi
+    rm -rf "$kafka.new"
+    log=$(mktemp)
+    # A repository that does not answer must not hold the tests up for long.
+    if limited 300 mvn "$@" >"$log" 2>&1 </dev/null; then
+        mv "$kafka.new" "$kafka"
+    else
+        tail -n 5 "$log" >&2
+        say "mvn could not fetch Kafka: tests that need a real one are left out"
+    fi
+    rm -f "$log"
+}
+limited() { if command -v timeout >/dev/null 2>&1; then timeout "$@"; else shift && "$@"; fi; }
+
 cores() { nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2; }

@@ -2,7 +2,8 @@
 
 All workers of pytest-xdist share it; each test has a vhost, or a Redis database, of its own. The
 process that started the run ends the servers; what a killed run leaves, the next run ends. Where a
-server is not installed its tests skip, and fail when CI=true.
+server is not installed its tests skip, and fail when CI=true. Kafka is optional: its tests skip
+even then, or use the mock cluster of its client.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 
 import processes
 import pytest
+from kafka_server import GivenKafka, KafkaServer, MockKafka
 from servers import RabbitServer, RedisServer, ServerMissing
 
 for _name in [name for name in os.environ if name.startswith("TASKQ_")]:
@@ -25,7 +27,7 @@ for _name in [name for name in os.environ if name.startswith("TASKQ_")]:
     del os.environ[_name]
 
 _REDIS_DATABASES = 4096
-_Server = TypeVar("_Server", RabbitServer, RedisServer)
+_Server = TypeVar("_Server", RabbitServer, RedisServer, KafkaServer)
 _run = pytest.StashKey[Path]()
 _private_numbers = itertools.count()
 
@@ -60,7 +62,9 @@ def _server_line(config: pytest.Config, skipped: list[Any]) -> Iterator[str]:
     for name in ("RabbitMQ", "Redis", "Kafka"):
         version = config.stash[_run] / f"{name}.version"
         reasons = [str(r.longrepr[2]) for r in skipped if f"needs {name}:" in str(r.longrepr)]
-        if reasons:
+        if reasons and version.exists():
+            yield f"{name} {version.read_text()} ({len(reasons)} tests skipped)"
+        elif reasons:
             cure = reasons[0].partition(f"needs {name}: ")[2]
             yield f"{name} MISSING ({len(reasons)} tests skipped; {cure})"
         elif version.exists():
@@ -78,7 +82,7 @@ def _open(name: str, make: Callable[[], _Server]) -> _Server:
     try:
         return make()
     except ServerMissing as missing:
-        if os.environ.get("CI") == "true":
+        if os.environ.get("CI") == "true" and name != "Kafka":
             pytest.fail(f"{missing} (CI=true: nothing is skipped)", pytrace=False)
         pytest.skip(str(missing))
 
@@ -107,6 +111,42 @@ def shared_redis(pytestconfig: pytest.Config) -> RedisServer:
     return _shared(
         pytestconfig, "Redis", lambda path: RedisServer(path, databases=_REDIS_DATABASES)
     )
+
+
+@pytest.fixture(scope="session")
+def shared_kafka(pytestconfig: pytest.Config) -> KafkaServer | GivenKafka:
+    """The run's Kafka, a real one: never stop it, use topics of your own; skips without one."""
+    if bootstrap := os.environ.get("KAFKA_BOOTSTRAP"):
+        given = GivenKafka(bootstrap)
+        _note_version(pytestconfig.stash[_run] / "Kafka.version", given)
+        return given
+    return _shared(pytestconfig, "Kafka", KafkaServer)
+
+
+@pytest.fixture(scope="session")
+def any_kafka(
+    request: pytest.FixtureRequest, pytestconfig: pytest.Config
+) -> KafkaServer | GivenKafka | MockKafka:
+    """The run's Kafka; the mock cluster of the client where there is no real one."""
+    try:
+        kafka: KafkaServer | GivenKafka = request.getfixturevalue("shared_kafka")
+    except pytest.skip.Exception:
+        mock = MockKafka()
+        _note_version(pytestconfig.stash[_run] / "Kafka.version", mock)
+        return mock
+    return kafka
+
+
+@pytest.fixture
+def private_kafka(private_directory: Path) -> Iterator[KafkaServer]:
+    """A Kafka of this test alone, to be killed and restarted; boots in 5 to 15 s."""
+    server = _open("Kafka", lambda: KafkaServer(private_directory / "kafka"))
+    try:
+        server.start()
+        _note_version(private_directory.parent / "Kafka.version", server)
+        yield server
+    finally:
+        server.destroy()
 
 
 @pytest.fixture
@@ -180,7 +220,9 @@ def new_redis(private_directory: Path) -> Iterator[Callable[..., RedisServer]]:
         server.destroy()
 
 
-def _note_version(path: Path, server: RabbitServer | RedisServer) -> None:
+def _note_version(
+    path: Path, server: RabbitServer | RedisServer | KafkaServer | GivenKafka | MockKafka
+) -> None:
     if not path.exists():
         path.write_text(server.version)
 
