@@ -147,4 +147,14 @@ install_kafka() {
 }
 limited() { if command -v timeout >/dev/null 2>&1; then timeout "$@"; else shift && "$@"; fi; }
 
+# Where scripts/rabbitmq4 puts it; tests/servers.py looks there too.
+rabbitmq4_directory() { echo "${TASKQ_RABBITMQ4:-/var/cache/taskq-tests/rabbitmq4}"; }
+
+# Only as root: the tests of a second version of RabbitMQ are left out where it cannot be had.
+install_rabbitmq4() {
+    if [ -e "$(rabbitmq4_directory)/made-by-taskq" ] || ! may_install; then return; fi
+    say "making a RabbitMQ 4 in $(rabbitmq4_directory) (debootstrap; once, a minute or two)"
+    limited 420 sh "$root/scripts/rabbitmq4" || say "no RabbitMQ 4: its tests are left out"
+}
+
 cores() { nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2; }

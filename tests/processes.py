@@ -149,8 +149,10 @@ def remove_run(run: Path) -> None:
     """End every server of a run by its pid file and remove the run's directory."""
     for pid_file in run.rglob("*.pid"):
         end(pid_file.parent, pid_file.stem, signal.SIGKILL)
-    with contextlib.suppress(OSError):
-        shutil.rmtree((run / "temporary").read_text(), ignore_errors=True)
+    # What could not lie inside the run's directory.
+    for pointer in [run / "temporary", *run.rglob("outside")]:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(pointer.read_text(), ignore_errors=True)
     shutil.rmtree(run, ignore_errors=True)
     # Another run may be using it.
     with contextlib.suppress(OSError):

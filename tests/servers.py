@@ -85,12 +85,25 @@ class RabbitServer(_Server):
 
     Attributes:
         port: Where AMQP is spoken, on 127.0.0.1; kept in the directory across restarts.
+        settings: More lines of `rabbitmq.conf`, for the next start.
     """
 
     name = "rabbitmq"
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
+        self._programs = self._find_programs()
+        self._base = self._make_base()
+        self.settings = ""
+        self._ports = directory / "ports"
+        if not self._ports.exists():
+            self._ports.write_text(" ".join(str(processes.free_port()) for _ in range(3)))
+        self.port, self._dist_port, self._epmd_port = map(int, self._ports.read_text().split())
+        self._version = ""
+
+    # What another version of RabbitMQ does in its own way
+
+    def _find_programs(self) -> Path:
         programs = [
             Path("/usr/lib/rabbitmq/bin"),
             Path(os.path.realpath(shutil.which("rabbitmq-server") or "/nowhere/x")).parent,
@@ -99,12 +112,19 @@ class RabbitServer(_Server):
         found = [path for path in programs if (path / "rabbitmq-env").exists()]
         if not found or not shutil.which("epmd"):
             raise ServerMissing(f"needs RabbitMQ: {RABBITMQ_CURE}")
-        self._programs = found[0]
-        self._ports = directory / "ports"
-        if not self._ports.exists():
-            self._ports.write_text(" ".join(str(processes.free_port()) for _ in range(3)))
-        self.port, self._dist_port, self._epmd_port = map(int, self._ports.read_text().split())
-        self._version = ""
+        return found[0]
+
+    def _make_base(self) -> Path:
+        """Return the directory of the node's data."""
+        return self.directory
+
+    def _inside(self, path: Path) -> str:
+        """Return a path as the node sees it."""
+        return str(path)
+
+    def _argv(self, program: str) -> list[str]:
+        """Return the command line that begins with a program."""
+        return [program]
 
     @property
     def url(self) -> str:
@@ -120,45 +140,46 @@ class RabbitServer(_Server):
 
     @property
     def _env(self) -> dict[str, str]:
-        base = self.directory
+        base = self._inside(self._base)
         return {
             "PATH": os.environ["PATH"],
             "LANG": "C.UTF-8",
-            "HOME": str(base / "home"),
+            "HOME": f"{base}/home",
             "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODENAME": f"tests{self.port}@localhost",
             "RABBITMQ_DIST_PORT": str(self._dist_port),
-            "RABBITMQ_MNESIA_BASE": str(base / "data"),
-            "RABBITMQ_LOG_BASE": str(base / "log"),
-            "RABBITMQ_CONFIG_FILE": str(base / "rabbitmq.conf"),
-            "RABBITMQ_ADVANCED_CONFIG_FILE": str(base / "advanced.config"),
-            "RABBITMQ_CONF_ENV_FILE": str(base / "env.conf"),
-            "RABBITMQ_ENABLED_PLUGINS_FILE": str(base / "enabled_plugins"),
-            "RABBITMQ_PID_FILE": str(base / "node.id"),
+            "RABBITMQ_MNESIA_BASE": f"{base}/data",
+            "RABBITMQ_LOG_BASE": f"{base}/log",
+            "RABBITMQ_CONFIG_FILE": f"{base}/rabbitmq.conf",
+            "RABBITMQ_ADVANCED_CONFIG_FILE": f"{base}/advanced.config",
+            "RABBITMQ_CONF_ENV_FILE": f"{base}/env.conf",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{base}/enabled_plugins",
+            "RABBITMQ_PID_FILE": f"{base}/node.id",
             # Makes the script become the node, so that a SIGKILL hits the broker, not a shell.
             "RABBITMQ_ALLOW_INPUT": "1",
-            "TEST_BROKER_CTL": str(base / "ctl"),
+            "TEST_BROKER_CTL": f"{base}/ctl",
         }
 
     def start(self) -> None:
         """Boot the node; returns when it takes connections, after 5 to 10 s."""
+        base = self._base
         for part in ("home", "data", "log"):
-            (self.directory / part).mkdir(exist_ok=True)
-        (self.directory / "rabbitmq.conf").write_text(
-            f"listeners.tcp.1 = 127.0.0.1:{self.port}\nlog.file.level = warning\n"
+            (base / part).mkdir(exist_ok=True)
+        (base / "rabbitmq.conf").write_text(
+            f"listeners.tcp.1 = 127.0.0.1:{self.port}\nlog.file.level = warning\n{self.settings}"
         )
-        (self.directory / "advanced.config").write_text(_NODE_SETTINGS)
-        (self.directory / "enabled_plugins").write_text("[].\n")
-        (self.directory / "env.conf").write_text("")
-        (self.directory / "ctl").unlink(missing_ok=True)
+        (base / "advanced.config").write_text(_NODE_SETTINGS)
+        (base / "enabled_plugins").write_text("[].\n")
+        (base / "env.conf").write_text("")
+        (base / "ctl").unlink(missing_ok=True)
         if processes.running(self.directory, "epmd") is None:
-            epmd = ["epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"]
+            epmd = [*self._argv("epmd"), "-port", str(self._epmd_port), "-address", "127.0.0.1"]
             processes.spawn(epmd, self._env, self.directory, "epmd")
-        script = Path(__file__).with_name("broker_ctl.erl")
-        argv = [str(self._programs / "rabbitmq-server"), "-noinput"]
+        script = shutil.copy(Path(__file__).with_name("broker_ctl.erl"), base)
+        argv = [*self._argv(self._inside(self._programs / "rabbitmq-server")), "-noinput"]
         argv += ["-kernel", "inet_dist_use_interface", "{127,0,0,1}"]
-        argv += ["-eval", f'spawn(fun() -> file:script("{script}") end).']
+        argv += ["-eval", f'spawn(fun() -> file:script("{self._inside(Path(script))}") end).']
         processes.spawn(argv, self._env, self.directory, self.name)
         processes.wait_for(self._is_up, _BOOT_TIMEOUT_S, "the start of RabbitMQ")
 
@@ -183,7 +204,7 @@ class RabbitServer(_Server):
         data = f"{expression}.".encode()
         with socket.socket(socket.AF_UNIX) as link:
             link.settimeout(timeout_s)
-            link.connect(str(self.directory / "ctl"))
+            link.connect(str(self._base / "ctl"))
             link.sendall(struct.pack(">I", len(data)) + data)
             stream = link.makefile("rb")
             (size,) = struct.unpack(">I", stream.read(4).rjust(4, b"\0"))
@@ -195,7 +216,7 @@ class RabbitServer(_Server):
 
     def ctl(self, *words: str, timeout_s: float = 60.0) -> str:
         """Run `rabbitmqctl -q` against the node and return what it prints; takes about 1 s."""
-        argv = [str(self._programs / "rabbitmqctl"), "-q", *words]
+        argv = [*self._argv(self._inside(self._programs / "rabbitmqctl")), "-q", *words]
         done = subprocess.run(
             argv, env=self._env, capture_output=True, text=True, timeout=timeout_s, check=False
         )

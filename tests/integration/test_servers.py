@@ -9,6 +9,7 @@ from pathlib import Path
 import pika
 import processes
 import pytest
+from rabbitmq4 import RabbitServer4
 from servers import RabbitServer, RedisServer
 
 
@@ -100,3 +101,18 @@ def test_servers_of_a_killed_run_are_ended_by_the_next(private_directory: Path) 
     assert not left.exists()
     assert not left.parent.exists()
     private_directory.rmdir()
+
+
+def test_a_killed_rabbitmq_4_comes_back_with_its_confirmed_messages(
+    private_rabbitmq4: RabbitServer4,
+) -> None:
+    """The same of the newer version, whose data lies inside its own root directory."""
+    assert private_rabbitmq4.version.startswith("4.")
+    url = private_rabbitmq4.add_vhost()
+    declare(url, "kept")
+
+    private_rabbitmq4.kill()
+    assert private_rabbitmq4.pid is None
+    private_rabbitmq4.start()
+
+    processes.wait_for(lambda: declare(url, "kept", passive=True) == 1, 30, "the message's return")
