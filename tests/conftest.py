@@ -9,6 +9,7 @@ even then, or use the mock cluster of its client.
 import contextlib
 import fcntl
 import itertools
+import json
 import logging
 import os
 import signal
@@ -77,6 +78,19 @@ def _server_line(config: pytest.Config, skipped: list[Any]) -> Iterator[str]:
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     skipped = terminalreporter.stats.get("skipped", [])
     terminalreporter.write_line(f"servers: {', '.join(_server_line(config, skipped))}")
+    if path := os.environ.get("TESTS_SUMMARY"):
+        _sum_up(Path(path), terminalreporter.stats)
+
+
+def _sum_up(path: Path, stats: Any) -> None:
+    """Tell `scripts/run_tests.py` what came out; an error in a fixture counts as a failure."""
+    bad = [*stats.get("failed", []), *stats.get("error", [])]
+    counts = {
+        "passed": len(stats.get("passed", [])),
+        "skipped": len(stats.get("skipped", [])),
+        "failed": sorted({report.nodeid for report in bad}),
+    }
+    path.write_text(json.dumps(counts))
 
 
 def _open(name: str, make: Callable[[], _Server]) -> _Server:
