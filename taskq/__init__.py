@@ -47,6 +47,7 @@ from taskq.middleware import Middleware
 from taskq.request import Request
 from taskq.result import AsyncResult
 from taskq.retry import RetryPolicy
+from taskq.schedules import crontab, every, once
 from taskq.shared import current_app, task
 from taskq.task import AsyncTask, Task
 
@@ -85,6 +86,9 @@ __all__ = [
     "WorkerLost",
     "__version__",
     "chain",
+    "crontab",
     "current_app",
+    "every",
+    "once",
     "task",
 ]

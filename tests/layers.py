@@ -4,7 +4,7 @@ ROWS: dict[str, int] = {
     **dict.fromkeys(("errors", "clock", "_version"), 0),
     **dict.fromkeys(("config", "codecs", "message", "body", "envelope"), 1),
     **dict.fromkeys(("plain", "request", "resend", "retry"), 1),
-    **dict.fromkeys(("outcome", "embedded", "embedded.*"), 1),
+    **dict.fromkeys(("outcome", "embedded", "embedded.*", "schedules", "schedules.*"), 1),
     **dict.fromkeys(("brokers", "brokers.base", "results", "results.base"), 2),
     **dict.fromkeys(("middleware", "middleware_mixed", "events", "events.bus"), 2),
     **dict.fromkeys(("spec", "pending", "shared"), 3),

@@ -1,0 +1,187 @@
+"""Crontab schedules against cronsim, an independent implementation, zone by zone and year by year.
+
+Left out, because cronsim means something else there:
+
+* Australia/Lord_Howe, whose clocks change by 30 minutes, and Pacific/Chatham, whose clocks change
+  at a quarter to: cronsim goes on in steps of whole hours, and leaves out what they pass over.
+  `test_schedules.py` has those nights.
+* Six fields: cronsim takes them for intervals whatever they say, and puts the seconds first; they
+  are compared where no clock changes.
+
+LONG=1 compares every tick of five years instead of the days around the changes.
+"""
+
+import os
+import random
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+from cronsim import CronSim, CronSimError
+
+from taskq.errors import ConfigError
+from taskq.schedules import crontab
+from taskq.schedules.base import local, to_ms
+from taskq.schedules.zones import changes
+
+LONG = os.environ.get("LONG") == "1"
+SEED = int(os.environ.get("SEED", "20261128"))
+YEARS = range(2023, 2028)
+END = datetime(2030, 1, 1, tzinfo=UTC)
+ZONES = (
+    "Africa/Cairo",
+    "Africa/Casablanca",
+    "Africa/Johannesburg",
+    "America/Argentina/Buenos_Aires",
+    "America/Asuncion",
+    "America/Caracas",
+    "America/Havana",
+    "America/Los_Angeles",
+    "America/Mexico_City",
+    "America/New_York",
+    "America/Santiago",
+    "America/Sao_Paulo",
+    "America/St_Johns",
+    "Antarctica/Troll",
+    "Asia/Beirut",
+    "Asia/Gaza",
+    "Asia/Jerusalem",
+    "Asia/Kathmandu",
+    "Asia/Kolkata",
+    "Asia/Tokyo",
+    "Atlantic/Azores",
+    "Australia/Adelaide",
+    "Australia/Sydney",
+    "Europe/Berlin",
+    "Europe/Dublin",
+    "Europe/London",
+    "Europe/Moscow",
+    "Pacific/Auckland",
+    "America/Nuuk",
+    "UTC",
+)
+FIXED = (
+    "30 2 * * *",
+    "0 0 * * *",
+    "15,45 0-3 * * *",
+    "0 1-5/2 * * mon-fri",
+    "59 23 28-31 * *",
+    "30 1 1,15 * 0",
+    "0 3 * mar,oct sun",
+    "*/20 1,2,3 * * *",
+    "7 */5 * * *",
+    "0 * * * *",
+)
+
+
+def wanted(expression: str, start: datetime, end: datetime) -> Iterator[datetime]:
+    for tick in CronSim(expression, start):
+        if tick.timestamp() > end.timestamp():
+            return
+        yield tick
+
+
+def ours(expression: str, zone: str, start: datetime, end: datetime) -> Iterator[datetime]:
+    schedule = crontab(expression, tz=zone)
+    tick = schedule.next_after(start)
+    while tick is not None and tick.timestamp() <= end.timestamp():
+        yield tick
+        tick = schedule.next_after(tick)
+
+
+def assert_equal(expression: str, zone: str, start: datetime, end: datetime) -> int:
+    first = [tick.timestamp() for tick in wanted(expression, start, end)]
+    second = [tick.timestamp() for tick in ours(expression, zone, start, end)]
+    if first != second:
+        odd = sorted(set(first) ^ set(second))[:4]
+        shown = [datetime.fromtimestamp(stamp, ZoneInfo(zone)).isoformat() for stamp in odd]
+        raise AssertionError(f"{expression!r} in {zone}: only one of the two fires at {shown}")
+    return len(first)
+
+
+def windows(zone: str, dice: random.Random) -> Iterator[tuple[datetime, datetime]]:
+    """Yield the days around each change of a zone's clocks, and some others."""
+    info = ZoneInfo(zone)
+    first = to_ms(datetime(YEARS[0], 1, 1, tzinfo=UTC))
+    moments = [moment for moment, _ in changes(first, 366 * len(YEARS), info)]
+    moments += [first + dice.randrange(5 * 365 * 86_400_000) for _ in range(2)]
+    for moment in moments:
+        start = local(moment - dice.randrange(1, 30) * 3_600_000, info)
+        yield start, start + timedelta(days=2)
+
+
+def part(dice: random.Random, low: int, high: int) -> str:
+    one, two = sorted(dice.sample(range(low, high + 1), 2))
+    return dice.choice(
+        ["*", f"*/{dice.randint(2, 9)}", f"{one}", f"{one}-{two}", f"{one},{two}", f"{one}-{two}/3"]
+    )
+
+
+def random_expression(dice: random.Random) -> str:
+    """Return five fields, with days and months loose enough to fire within days."""
+    day = dice.choice(["*", "*", "*", "*/2", "1-20", "10-31"])
+    weekday = dice.choice(["*", "*", "*", "*/2", "mon-fri", "0,6", "7"])
+    return f"{part(dice, 0, 59)} {part(dice, 0, 23)} {day} * {weekday}"
+
+
+@pytest.mark.parametrize("zone", ZONES)
+def test_every_tick_is_that_of_cronsim(zone: str) -> None:
+    """Where two independent readings of cron's rules agree, a tick is neither lost nor doubled."""
+    dice = random.Random(f"{SEED} {zone}")
+    compared = 0
+    if LONG:
+        start = datetime(YEARS[0], 1, 1, tzinfo=ZoneInfo(zone))
+        end = datetime(YEARS[-1] + 1, 1, 1, tzinfo=ZoneInfo(zone))
+        expressions = [*FIXED, *(random_expression(dice) for _ in range(10))]
+        compared = sum(assert_equal(expression, zone, start, end) for expression in expressions)
+    else:
+        for start, end in windows(zone, dice):
+            for expression in (*FIXED, random_expression(dice), random_expression(dice)):
+                compared += assert_equal(expression, zone, start, end)
+
+    assert compared > 100
+
+
+def test_days_of_any_kind_are_those_of_cronsim() -> None:
+    """Both day fields, last days and nth weekdays, over years and without a zone in the way."""
+    dice = random.Random(f"{SEED} days")
+    start = datetime(2024, 1, 1, tzinfo=UTC)
+    compared = 0
+    for _ in range(2000 if LONG else 150):
+        days = dice.choice(["*", "L", "29", "1,15", "31", "*/3", part(dice, 1, 28)])
+        months = dice.choice(["*", "2", "1-6", "*/5", "feb,dec"])
+        weekdays = dice.choice(["*", "1", "*/2", "fri#2", "sun#5", "L5", "mon-thu", "6,7"])
+        expression = f"0 12 {days} {months} {weekdays}"
+        try:
+            # cronsim writes `5L` where croniter writes `L5`.
+            other = list(wanted(expression.replace("L5", "5L"), start, END))
+        except CronSimError:
+            other = []
+        try:
+            found = list(ours(expression, "UTC", start, END))
+        except ConfigError:
+            found = []
+        assert found == other, expression
+        compared += len(found)
+
+    assert compared > 1000
+
+
+def test_six_fields_are_those_of_cronsim_where_no_clock_changes() -> None:
+    """Seconds stand last here, as croniter has them, and first in cronsim."""
+    dice = random.Random(f"{SEED} seconds")
+    start = datetime(2026, 5, 1, 22, 59, 58, tzinfo=UTC)
+    for _ in range(300 if LONG else 40):
+        fields = f"{part(dice, 0, 59)} {part(dice, 0, 23)} * * *"
+        seconds = part(dice, 0, 59)
+        end = start + timedelta(hours=26)
+        pairs = zip(
+            wanted(f"{seconds} {fields}", start, end),
+            ours(f"{fields} {seconds}", "UTC", start, end),
+            strict=True,
+        )
+        for number, (other, own) in enumerate(pairs):
+            assert own == other, f"{fields} {seconds}"
+            if number > 300:
+                break
