@@ -2,45 +2,43 @@
 
 ::
 
-    broker ─delivered─▶ open ─▶ admission (one fetch a batch) ─▶ ready ─▶ pool ─▶ executors
-                         │            │                                      │
-                         └────────────┴──────────▶ settler ◀── endings ──────┘
+    broker ─delivered─▶ open ─▶ twins ─▶ intake (admission, gates) ─▶ ready ─▶ pool ─▶ executors
+                         │                 │      ▲                              │
+                         │                 │      └─ early (its last second)     │
+                         └─────────────────┴────────▶ settler ◀── endings ───────┘
 """
 
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from taskq import clock, outcome
 from taskq.brokers.base import Broker, Consumer, Delivery
 from taskq.config import WorkerSettings
-from taskq.errors import RemoteError, ResultsUnavailable
 from taskq.results.base import ResultStore
-from taskq.worker import endings
+from taskq.worker import endings, losses
 from taskq.worker.admission import Admission
 from taskq.worker.control import answer
+from taskq.worker.early import Early
 from taskq.worker.endings import Ending
 from taskq.worker.held import Held
+from taskq.worker.intake import Intake, Judged
 from taskq.worker.launcher import AnyLauncher
 from taskq.worker.manifest import Manifest
 from taskq.worker.pool import Pool, layout
+from taskq.worker.prefetch import Prefetch
+from taskq.worker.ready import Ready
 from taskq.worker.settle import Settler
 from taskq.worker.stats import Stats
 from taskq.worker.twins import RETURN_MS, Twins
-from taskq.worker.window import Pace, worth_resizing
+from taskq.worker.window import Pace
 
 log = logging.getLogger("taskq.worker")
 
-_HOLD_MS = 1000
-_CROWDED_HOLD_MS = 250
-_RESIZE_S = 0.25
 _TICK_S = 0.05
 _STARTED_AFTER_S = 0.2
-_HOARD_S = 1.0
 
 
 class Hub:
@@ -48,6 +46,7 @@ class Hub:
 
     Attributes:
         held: Deliveries in hand, by tag.
+        intake: Those on their way to admission; limits attach to its `gates`.
         ready: Those that may start, in order.
         unsettled: Endings handed to the settler and not settled yet.
         stats: Counters.
@@ -72,8 +71,8 @@ class Hub:
         self.manifest = manifest
         self.queues = settings.queues or manifest.queues()
         self.held: dict[int, Held] = {}
-        self.ready: deque[Held] = deque()
-        self.early: set[Held] = set()
+        self.ready = Ready()
+        self.early = Early(asyncio.get_running_loop(), self._due)
         self.unsettled = 0
         self.stats = Stats()
         self.connected = False
@@ -82,25 +81,26 @@ class Hub:
         self._loop = asyncio.get_running_loop()
         self._store = store
         self._admission = Admission(manifest, name, store is not None)
-        self._threads = ThreadPoolExecutor(1, "taskq-admission")
-        self._to_admit: list[Held] = []
+        self.intake = Intake(self._loop, store, self._admission, self._admit, self.fatal)
         self._twins = Twins()
-        self._admitting = False
         self.quiet = False
         self.cold = False
-        self._long = False
         self.settler = Settler(
             broker, store, manifest.settings.publish_timeout_s, self._settled_elsewhere
         )
         size, count = layout(settings)
         self.pace = Pace(size * count, settings.prefetch)
         self.pool = Pool(self._loop, launcher, settings, self.pace, self)
-        self.prefetch = self.pace.prefetch()
-        self._resized_at = 0.0
+        self._prefetch = Prefetch(settings, self.pace, self.pool, self.ready)
         self.consumer: Consumer = broker.consumer(self.queues, self.prefetch, self, self._loop)
-        self.settler.consumer = self.consumer
+        self._prefetch.consumer = self.settler.consumer = self.consumer
         self._ticker: asyncio.TimerHandle | None = None
         self._ticks = 0
+
+    @property
+    def prefetch(self) -> int:
+        """How many unsettled messages the broker may leave here."""
+        return self._prefetch.size
 
     def start(self) -> None:
         """Begin: executors, settling, consuming."""
@@ -120,11 +120,9 @@ class Hub:
                 opened.append(held)
             else:
                 self._end(held, ending)
-        if self._store is None:
-            self._admit(opened, [None] * len(opened))
-        elif opened:
-            self._to_admit += self._twins.enter(opened)
-            self._fetch()
+        if self._store is not None:
+            opened = self._twins.enter(opened)
+        self.intake.add(opened)
 
     def lost(self) -> None:
         """Forget what has not started: the broker delivers it again."""
@@ -137,7 +135,7 @@ class Hub:
                     self._twins.leave(held)
         self.ready.clear()
         self.early.clear()
-        self._to_admit = []
+        self.intake.clear()
         for child in self.pool.children:
             child.take_back()
 
@@ -159,85 +157,38 @@ class Hub:
         """Answer a control request."""
         return answer(self, request)
 
-    def _fetch(self) -> None:
-        if self._admitting or not self._to_admit or self._store is None:
-            return
-        batch, self._to_admit = self._to_admit, []
-        self._admitting = True
-        ids = [held.delivery.message.id for held in batch]
-        future = self._loop.run_in_executor(self._threads, self._store.fetch, ids)
-        future.add_done_callback(lambda done: self._fetched(batch, done))
-
-    def _fetched(self, batch: list[Held], done: "asyncio.Future[list[bytes | None]]") -> None:
-        self._admitting = False
-        error = done.exception()
-        if error is None:
-            self._admit(batch, done.result())
-            self._fetch()
-            return
-        if isinstance(error, ResultsUnavailable):
-            log.warning("admission waits for the results store error=%s", error)
-        else:
-            # A wrong password, say: no waiting cures it.
-            self.fatal(error if isinstance(error, Exception) else RuntimeError(repr(error)))
-        self._to_admit = [held for held in batch if not held.void] + self._to_admit
-        self._loop.call_later(0.5, self._fetch)
-
-    def _admit(self, batch: list[Held], records: list[bytes | None]) -> None:
+    def _admit(self, judged: Judged) -> None:
         if self.quiet:
-            self._give_back([held for held in batch if not held.void])
+            self._give_back([held for held, _ in judged if not held.void])
             return
         now_ms, now_s = clock.now_ms(), time.monotonic()
-        for held, data in zip(batch, records, strict=True):
+        for held, ending in judged:
             if held.void:
                 self.held.pop(held.tag, None)
-                continue
-            ending = self._admission.judge(held, data)
-            if ending is not None:
+            elif ending is not None:
                 self._end(held, ending)
             elif held.envelope.due_ms > now_ms:
-                self._hold(held, held.envelope.due_ms - now_ms)
+                if not self.early.hold(held, held.envelope.due_ms - now_ms, self.prefetch):
+                    self._end(held, endings.deferred(self._case(held), held.envelope.due_ms))
             else:
                 held.since_s = now_s
                 self.ready.append(held)
-        self._dispatch()
-
-    def _hold(self, held: Held, early_ms: int) -> None:
-        """Keep an early message for at most a second, else send it on towards its time."""
-        crowded = len(self.early) * 2 > self.prefetch
-        if early_ms > (_CROWDED_HOLD_MS if crowded else _HOLD_MS):
-            case = held.case(self.name, self._store is not None)
-            self._end(held, endings.deferred(case, held.envelope.due_ms))
-            return
-        self.early.add(held)
-        self._loop.call_later(early_ms / 1000, self._due, held)
+        self.room()
 
     def _due(self, held: Held) -> None:
-        if held not in self.early:
-            return
-        left_ms = held.envelope.due_ms - clock.now_ms()
-        if left_ms > 0:
-            # The loop's clock and the wall clock differ by a little: never early.
-            self._loop.call_later(left_ms / 1000, self._due, held)
-            return
-        self.early.discard(held)
-        held.since_s = time.monotonic()
-        self.ready.append(held)
-        self._dispatch()
-
-    def _dispatch(self) -> None:
-        if self.ready:
-            self.pool.dispatch(self.ready)
+        # Judged once more: it may have been cancelled in the last second, and limits count starts.
+        self.intake.add([held])
 
     def room(self) -> None:
-        """An executor can take work."""
-        self._dispatch()
+        """Hand out what is ready: an executor can take work, or there is more of it."""
+        if self.ready:
+            self.pool.dispatch(self.ready)
 
     def finished(self, outcomes: list[tuple[Held, Ending]]) -> None:
         """Runs ended in an executor."""
         self._settle(outcomes)
-        self._dispatch()
-        self._adapt()
+        self.room()
+        self._prefetch.adapt(self.quiet)
 
     def returned(self, batch: list[Held]) -> None:
         """Unstarted work came back from an executor."""
@@ -245,15 +196,14 @@ class Hub:
         for held in batch:
             if held.void:
                 self.held.pop(held.tag, None)
-                self._to_admit += self._twins.leave(held)
+                self.intake.add(self._twins.leave(held))
             else:
                 kept.append(held)
-        self._fetch()
         if self.quiet:
             self._give_back(kept)
         else:
             self.ready.extendleft(reversed(kept))
-            self._dispatch()
+            self.room()
 
     def executor_lost(self, batch: list[Held], detail: str) -> None:
         """An executor died while it ran these: each costs one attempt.
@@ -263,24 +213,12 @@ class Hub:
         if self.cold:
             self._give_back(batch)
             return
-        for held in batch:
-            error = RemoteError("taskq.errors", "WorkerLost", f"the executor was {detail}")
-            retryable = held.info is not None and held.info.retry_lost
-            self._end(
-                held, endings.failed(self._case(held), error, retryable, us=1, reason="worker_lost")
-            )
+        detail = f"the executor was {detail}"
+        self._settle([(held, losses.worker_lost(self._case(held), detail)) for held in batch])
 
     def timed_out(self, held: Held) -> None:
         """A task passed its hard limit and was stopped."""
-        limit_s = held.time_limit_s or 0.0
-        error = RemoteError(
-            "taskq.errors", "TimeLimitExceeded", f"the task ran longer than {limit_s:g} s"
-        )
-        retryable = held.info is not None and held.info.retry_timeout
-        self._end(
-            held,
-            endings.failed(self._case(held), error, retryable, us=max(1, int(limit_s * 1e6))),
-        )
+        self._end(held, losses.timed_out(self._case(held), held.time_limit_s or 0.0))
 
     def _case(self, held: Held) -> endings.Case:
         return held.case(self.name, self._store is not None)
@@ -289,6 +227,8 @@ class Hub:
         self._settle([(held, ending)])
 
     def _settle(self, outcomes: list[tuple[Held, Ending]]) -> None:
+        if not outcomes:
+            return
         batch = [held for held, _ in outcomes]
         for held in batch:
             self.held.pop(held.tag, None)
@@ -302,11 +242,8 @@ class Hub:
 
     def give_back_unstarted(self) -> None:
         """Return every delivery that no executor holds, and ask executors for theirs."""
-        batch = [*self.ready, *self.early, *self._to_admit, *self._twins.impatient(-1)]
-        self.ready.clear()
-        self.early.clear()
-        self._to_admit = []
-        self._give_back(batch)
+        batch = [*self.ready.clear(), *self.early.clear(), *self.intake.clear()]
+        self._give_back(batch + self._twins.impatient(-1))
         for child in self.pool.children:
             child.take_back()
 
@@ -315,19 +252,7 @@ class Hub:
 
     def _settled(self, count: int) -> None:
         self.unsettled -= count
-        self._to_admit += self._twins.settled(count)
-        self._fetch()
-
-    def _adapt(self) -> None:
-        if self._long:
-            self._leave_long()
-            return
-        wanted = self.pace.prefetch()
-        now = time.monotonic()
-        if worth_resizing(self.prefetch, wanted) and now - self._resized_at > _RESIZE_S:
-            self._resized_at = now
-            self.prefetch = wanted
-            self.consumer.resize(wanted)
+        self.intake.add(self._twins.settled(count))
 
     def _tick(self) -> None:
         self._ticks += 1
@@ -337,7 +262,7 @@ class Hub:
             self._mark_started()
             for held in self._twins.impatient():
                 self._end(held, endings.deferred(self._case(held), clock.now_ms() + RETURN_MS))
-            self._release_hoarded()
+            self._give_back(self._prefetch.hoarded())
         if self._ticks % 20 == 0 or not busy:
             self.pool.check_memory()
         self._ticker = self._loop.call_later(_TICK_S if busy else _TICK_S * 4, self._tick)
@@ -354,30 +279,6 @@ class Hub:
             writes.append(endings.started(self._case(held)))
         if writes:
             self.settler.put([(None, Ending(outcome.STARTED, writes))])
-
-    def _release_hoarded(self) -> None:
-        """Give messages back that wait behind long tasks while other workers may be idle."""
-        if self.settings.prefetch or self.pool.idle_slots() or not self.ready:
-            return
-        limit = time.monotonic() - _HOARD_S
-        if self.ready[0].since_s > limit:
-            return
-        if not self._long:
-            # While every slot is taken nothing more is consumed: what is given back would return.
-            self._long = True
-            self.consumer.pause()
-        batch = list(self.ready)
-        self.ready.clear()
-        self._give_back(batch)
-
-    def _leave_long(self) -> None:
-        free = self.pool.idle_slots()
-        if free and not self.quiet:
-            self._long = False
-            self.prefetch = free
-            self._resized_at = time.monotonic()
-            self.consumer.resize(free)
-            self.consumer.resume()
 
     def stop_consuming(self) -> None:
         """Take nothing more from the broker."""
@@ -396,5 +297,5 @@ class Hub:
         done = await self._loop.run_in_executor(None, self.settler.stop, settle_s)
         await self.consumer.close()
         self.pool.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.intake.close()
         return done

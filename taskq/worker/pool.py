@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -13,6 +12,7 @@ from taskq.worker.child import Child
 from taskq.worker.endings import Ending
 from taskq.worker.held import Held
 from taskq.worker.launcher import AnyLauncher, describe_status
+from taskq.worker.ready import Ready
 from taskq.worker.window import Pace
 
 log = logging.getLogger("taskq.worker.pool")
@@ -124,7 +124,7 @@ class Pool:
         if self._stopping:
             child.stop()
 
-    def dispatch(self, ready: deque[Held]) -> None:
+    def dispatch(self, ready: Ready) -> None:
         """Fill windows from the front of `ready`; void deliveries are dropped."""
         for child in sorted(self.children, key=lambda child: len(child.held)):
             if not ready:
@@ -134,7 +134,7 @@ class Pool:
             room = self._room(child)
             batch: list[Held] = []
             while ready and len(batch) < room:
-                held = ready.popleft()
+                held = ready.pop()
                 if not held.void:
                     batch.append(held)
             if batch:

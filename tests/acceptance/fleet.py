@@ -224,8 +224,16 @@ class Fleet:
 
     def until_letters(self, count: int, timeout_s: float = 20.0) -> list[Letter]:
         """Wait for so many dead letters and return them."""
-        until(lambda: len(self.letters()) >= count, f"dead letter {count}", timeout_s)
-        return self.letters()
+        found: list[Letter] = []
+
+        def enough() -> bool:
+            # The look that found enough is the one returned: right after it, RabbitMQ counts the
+            # letters that it gets back as in hand, and a second look would find none.
+            found[:] = self.letters()
+            return len(found) >= count
+
+        until(enough, f"dead letter {count}", timeout_s)
+        return found
 
     def ready(self, queue: str = "default") -> int:
         """Return how many messages wait in a queue."""

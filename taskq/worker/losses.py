@@ -1,0 +1,25 @@
+"""What it costs a task when what ran it is gone: killed, crashed, or stopped at its hard limit."""
+
+from taskq.errors import RemoteError
+from taskq.worker import endings
+from taskq.worker.endings import Case, Ending
+
+
+def worker_lost(case: Case, detail: str) -> Ending:
+    """End a run whose process died: one attempt, and another if the policy has one left.
+
+    Args:
+        case: The delivery.
+        detail: What became of the process, for the record and the dead letter.
+    """
+    error = RemoteError("taskq.errors", "WorkerLost", detail)
+    retryable = case.info is not None and case.info.retry_lost
+    return endings.failed(case, error, retryable, us=1, reason="worker_lost")
+
+
+def timed_out(case: Case, limit_s: float) -> Ending:
+    """End a run that was stopped at its hard limit, in seconds."""
+    text = f"the task ran longer than {limit_s:g} s"
+    error = RemoteError("taskq.errors", "TimeLimitExceeded", text)
+    retryable = case.info is not None and case.info.retry_timeout
+    return endings.failed(case, error, retryable, us=max(1, int(limit_s * 1e6)))

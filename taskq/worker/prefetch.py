@@ -1,0 +1,71 @@
+"""How much the broker may leave here: fitted to the pace, and nothing behind long tasks.
+
+Also the place from which consuming is paused and resumed while the worker runs. Where single
+queues are to be paused one day (`consumer.pause` for a queue), it is decided here.
+"""
+
+import time
+
+from taskq.brokers.base import Consumer
+from taskq.config import WorkerSettings
+from taskq.worker.held import Held
+from taskq.worker.pool import Pool
+from taskq.worker.ready import Ready
+from taskq.worker.window import Pace, worth_resizing
+
+_RESIZE_S = 0.25
+_HOARD_S = 1.0
+
+
+class Prefetch:
+    """The consumer's prefetch and pauses, as run times ask for.
+
+    Attributes:
+        size: The prefetch in force.
+        consumer: What is resized; set before the first call.
+    """
+
+    consumer: Consumer
+
+    def __init__(self, settings: WorkerSettings, pace: Pace, pool: Pool, ready: Ready) -> None:
+        self.size = pace.prefetch()
+        self._fixed = bool(settings.prefetch)
+        self._pace = pace
+        self._pool = pool
+        self._ready = ready
+        self._resized_at = 0.0
+        self._long = False
+
+    def adapt(self, quiet: bool) -> None:
+        """Fit to the pace after runs ended; `quiet` says that nothing more is to be consumed."""
+        if self._long:
+            self._leave_long(quiet)
+            return
+        wanted = self._pace.prefetch()
+        now = time.monotonic()
+        if worth_resizing(self.size, wanted) and now - self._resized_at > _RESIZE_S:
+            self._resized_at = now
+            self.size = wanted
+            self.consumer.resize(wanted)
+
+    def hoarded(self) -> list[Held]:
+        """Take out what waits behind long tasks while other workers may be idle."""
+        ready = self._ready
+        if self._fixed or self._pool.idle_slots() or not ready:
+            return []
+        if ready.oldest_s() > time.monotonic() - _HOARD_S:
+            return []
+        if not self._long:
+            # While every slot is taken nothing more is consumed: what is given back would return.
+            self._long = True
+            self.consumer.pause()
+        return ready.clear()
+
+    def _leave_long(self, quiet: bool) -> None:
+        free = self._pool.idle_slots()
+        if free and not quiet:
+            self._long = False
+            self.size = free
+            self._resized_at = time.monotonic()
+            self.consumer.resize(free)
+            self.consumer.resume()
