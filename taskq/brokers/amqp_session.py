@@ -154,15 +154,16 @@ def describe(error: Any) -> str:
 def abort(connection: Any) -> None:
     """End a connection at once, in whatever state it is."""
     if connection.is_closed or connection.is_closing:
-        _drop_transport(connection)
+        drop_transport(connection)
         return
     try:
         connection.close()
     except (AMQPError, AssertionError):
-        _drop_transport(connection)
+        drop_transport(connection)
 
 
-def _drop_transport(connection: Any) -> None:
+def drop_transport(connection: Any) -> None:
+    """Close a connection's socket without a word, as for a peer that does not answer."""
     transport = getattr(connection, "_transport", None)
     if transport is not None:
         transport.abort()
@@ -179,7 +180,7 @@ async def close(connection: Any) -> None:
             connection.close()
         await asyncio.wait_for(ended.wait(), CLOSE_TIMEOUT_S)
     except (AMQPError, TimeoutError):
-        _drop_transport(connection)
+        drop_transport(connection)
         await asyncio.sleep(0)
 
 
@@ -191,8 +192,11 @@ class Session:
         closed: Done when the channel ended, with the reason as its result.
     """
 
-    def __init__(self, channel: Any, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, channel: Any, loop: asyncio.AbstractEventLoop, reply_timeout_s: float
+    ) -> None:
         self.channel = channel
+        self._reply_timeout_s = reply_timeout_s
         self.closed: asyncio.Future[ChannelClosed] = loop.create_future()
         self._loop = loop
         channel.add_on_close_callback(self._on_close)
@@ -230,14 +234,15 @@ class Session:
         return await self._first(reply)
 
     async def _first(self, reply: "asyncio.Future[Any]") -> Any:
+        timeout_s = self._reply_timeout_s
         await asyncio.wait(
-            (reply, self.closed), timeout=REPLY_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
+            (reply, self.closed), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
         )
         if reply.done():
             return reply.result()
         if self.closed.done():
             raise self.closed.result()
-        raise ChannelClosed(0, f"RabbitMQ did not answer within {REPLY_TIMEOUT_S:g} s")
+        raise ChannelClosed(0, f"RabbitMQ did not answer within {timeout_s:g} s")
 
     async def close(self) -> None:
         """Close the channel without waiting for the answer."""
@@ -245,8 +250,15 @@ class Session:
             self.channel.close()
 
 
-async def open_session(connection: Any, loop: asyncio.AbstractEventLoop) -> Session:
+async def open_session(
+    connection: Any, loop: asyncio.AbstractEventLoop, reply_timeout_s: float = REPLY_TIMEOUT_S
+) -> Session:
     """Open a channel.
+
+    Args:
+        connection: An open connection.
+        loop: The running loop.
+        reply_timeout_s: How long each of its methods waits for an answer, in seconds.
 
     Raises:
         ChannelClosed: If the connection ends meanwhile.
@@ -261,6 +273,6 @@ async def open_session(connection: Any, loop: asyncio.AbstractEventLoop) -> Sess
         channel = connection.channel(on_open_callback=on_open)
     except (AMQPError, pika.exceptions.ConnectionWrongStateError) as error:
         raise ChannelClosed(0, describe(error)) from error
-    session = Session(channel, loop)
+    session = Session(channel, loop, reply_timeout_s)
     await session._first(opened)
     return session

@@ -91,12 +91,14 @@ class Batch:
 
     Attributes:
         ids: Task id of each message.
+        timeout_s: How long it may take.
         deadline_s: When it ends at the latest, on the monotonic clock.
         timer: Ends it at the deadline.
     """
 
     def __init__(self, ids: Sequence[str], timeout_s: float) -> None:
         self.ids = ids
+        self.timeout_s = timeout_s
         self.deadline_s = clock.monotonic_s() + timeout_s
         self.timer: asyncio.TimerHandle | None = None
         self._errors: list[PublishError | None] = [None] * len(ids)

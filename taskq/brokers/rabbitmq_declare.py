@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 from taskq.brokers.amqp_session import (
     ACCESS_REFUSED,
@@ -18,6 +18,9 @@ from taskq.brokers.topology import Exchange, Queue, Topology, readable_mismatch
 from taskq.errors import ConfigError, TopologyMismatch
 
 log = logging.getLogger("taskq.broker")
+
+REPLY_TIMEOUT_S: Final = 5.0
+"""How long one declaration may take; sends to the queue wait for it meanwhile."""
 
 
 class Declarer:
@@ -54,17 +57,29 @@ class Declarer:
         self._warned = warned
         self._strict = strict
         self._session: Session | None = None
+        self._lock = asyncio.Lock()
         self._based = False
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method of a channel; after a refusal the next call gets a fresh channel.
 
         Raises:
-            ChannelClosed: If the broker refuses, or the connection is lost.
+            ChannelClosed: If the broker refuses or does not answer, or the connection is lost.
         """
-        if self._session is None or not self._session.channel.is_open:
-            self._session = await open_session(self._connection, self._loop)
-        return await self._session.call(method, *args, **kwargs)
+        # One at a time: a refusal closes the channel, and would be taken for the answer to all
+        # that is under way there.
+        async with self._lock:
+            session = self._session
+            if session is None or not session.channel.is_open:
+                session = await open_session(self._connection, self._loop, REPLY_TIMEOUT_S)
+                self._session = session
+            try:
+                return await session.call(method, *args, **kwargs)
+            except ChannelClosed as refused:
+                if not refused.code:
+                    # What was not answered holds up all that follows on its channel.
+                    self._session = None
+                raise
 
     async def close(self) -> None:
         """Close the channel, if there is one."""

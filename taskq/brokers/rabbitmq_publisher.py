@@ -27,19 +27,23 @@ from taskq.brokers.amqp_session import (
     abort,
     close,
     connect,
+    drop_transport,
     open_session,
 )
 from taskq.brokers.amqp_thread import close_inherited_socket
 from taskq.brokers.amqp_url import Endpoint
 from taskq.brokers.base import DEAD_QUEUE
 from taskq.brokers.rabbitmq_batch import NOTHING_TO_DECLARE, Batch, Item
-from taskq.brokers.rabbitmq_declare import Declarer
+from taskq.brokers.rabbitmq_declare import REPLY_TIMEOUT_S, Declarer
 from taskq.errors import BrokerUnavailable, ConfigError
 
 log = logging.getLogger("taskq.broker")
 
 FIRST_BACKOFF_S: Final = 0.05
 MAX_BACKOFF_S: Final = 1.0
+SILENCE_S: Final = (0.5, 2.0)
+"""After how long without any answer a connection is given up once a send has timed out: the
+send's own timeout within these bounds. Less would end connections of a broker that is only busy."""
 
 _EXCHANGE_IN_REPLY = re.compile(r"exchange '([^']*)'")
 _SIZES_IN_REPLY = re.compile(r"message size \d+ .*?max(?:imum)? size (\d+)")
@@ -81,6 +85,7 @@ class Publisher:
         self._current = object()
         self._declarer: Declarer | None = None
         self._blocked = ""
+        self._silent_since_s = 0.0
         self._trouble = "not connected yet"
         self._task = None
 
@@ -119,6 +124,32 @@ class Publisher:
         batch.fail_rest(reason, detail)
         if self._session is None or self._blocked:
             self._waiting = deque(item for item in self._waiting if not item.done)
+        else:
+            self._replace_if_silent(batch.timeout_s)
+
+    def _replace_if_silent(self, timeout_s: float) -> None:
+        """Give up a connection that answers nothing, as a half-open one.
+
+        It would fail every send until TCP or the heartbeat ended it, for 20 s or more.
+        """
+        least_s, most_s = SILENCE_S
+        silent_s = clock.monotonic_s() - self._silent_since_s
+        # The send left a moment after its time began to run.
+        enough_s = min(max(timeout_s * 0.9, least_s), most_s)
+        if not self._silent_since_s or silent_s < enough_s:
+            return
+        connection = self._connection
+        self._forget_connection(f"RabbitMQ answered nothing for {silent_s:.1f} s")
+        if connection is not None:
+            drop_transport(connection)
+
+    def _asked(self) -> None:
+        if not self._silent_since_s:
+            self._silent_since_s = clock.monotonic_s()
+
+    def _answered(self) -> None:
+        waiting = self._pending or self._declaring
+        self._silent_since_s = clock.monotonic_s() if waiting else 0.0
 
     async def _connect(self) -> None:
         """Connect while anything waits; the pause between attempts grows to a second."""
@@ -154,7 +185,7 @@ class Publisher:
         try:
             connection.add_on_connection_blocked_callback(self._on_blocked)
             connection.add_on_connection_unblocked_callback(self._on_unblocked)
-            session = await open_session(connection, loop)
+            session = await open_session(connection, loop, REPLY_TIMEOUT_S)
             session.channel.add_on_return_callback(self._on_return)
             await session.call("confirm_delivery", self._on_confirm)
         except BaseException:
@@ -164,6 +195,7 @@ class Publisher:
         self._connection, self._session = connection, session
         self._declarer = self._make_declarer(connection, loop)
         self._lowest = self._next_tag = 1
+        self._silent_since_s = 0.0
         log.debug("publishing to %s", endpoint.masked)
         self._send_waiting()
 
@@ -194,6 +226,7 @@ class Publisher:
             return
         self._pending[self._next_tag] = item
         self._next_tag += 1
+        self._asked()
 
     # Declaring
 
@@ -203,6 +236,7 @@ class Publisher:
             queued.append(item)
             return
         self._declaring[item.target] = [item]
+        self._asked()
         task = asyncio.get_running_loop().create_task(self._declare(item.target))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -223,6 +257,8 @@ class Publisher:
             lost = not refused.code
             failed = None if lost else ("refused", f"cannot declare queue {queue}: {refused}")
         items = self._declaring.pop(target, [])
+        if not lost and declarer is self._declarer:
+            self._answered()
         if failed is not None:
             for item in items:
                 item.fail(*failed)
@@ -252,6 +288,7 @@ class Publisher:
                 item.confirm()
         if method.multiple:
             self._lowest = tag + 1
+        self._answered()
 
     def _on_return(self, _: Any, method: Any, properties: Any, body: bytes) -> None:
         # A return has no tag. It comes before its confirm, so the message is among the oldest.
@@ -281,6 +318,7 @@ class Publisher:
 
     def _on_unblocked(self, *_: Any) -> None:
         self._blocked = ""
+        self._answered()
         log.warning("RabbitMQ takes messages again")
         if self._session is not None:
             self._send_waiting()
@@ -315,8 +353,12 @@ class Publisher:
                 yield item
 
     def _on_connection_lost(self, which: object, why: str) -> None:
-        if which is not self._current:
-            return
+        if which is self._current:
+            self._forget_connection(why)
+
+    def _forget_connection(self, why: str) -> None:
+        # What its late callbacks report is nobody's matter any more.
+        self._current = object()
         unconfirmed = list(self._pending.values())
         self._pending.clear()
         self._known = {NOTHING_TO_DECLARE}

@@ -102,6 +102,18 @@ def check_identity(connection: sqlite3.Connection, path: str) -> int:
         ConfigError: If another program made the file, or a newer taskq.
         sqlite3.Error: If it cannot be read.
     """
+    if connection.in_transaction:
+        return _check_identity(connection, path)
+    # One snapshot: between two of these questions another process may be making the file, whose
+    # tables would then be seen without its application id.
+    connection.execute("BEGIN")
+    try:
+        return _check_identity(connection, path)
+    finally:
+        connection.execute("ROLLBACK")
+
+
+def _check_identity(connection: sqlite3.Connection, path: str) -> int:
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application_id == APPLICATION_ID:

@@ -4,8 +4,9 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from forks import in_child
@@ -309,3 +310,39 @@ def test_a_dead_process_is_told_from_the_living_and_the_unknown() -> None:
     assert not is_dead(Process("", me.pid, 1))
     assert not is_dead(Process(me.place, 2**22 + 1, 0))
     assert is_dead(Process(me.place, 2**22 + 1, 5))
+
+
+class _Interrupted:
+    """A connection before whose last question another process makes the file."""
+
+    def __init__(self, real: sqlite3.Connection, other: Callable[[], None]) -> None:
+        self._real = real
+        self._other: Callable[[], None] | None = other
+
+    @property
+    def in_transaction(self) -> bool:
+        return self._real.in_transaction
+
+    def execute(self, statement: str) -> sqlite3.Cursor:
+        if "sqlite_master" in statement and self._other is not None:
+            other, self._other = self._other, None
+            other()
+        return self._real.execute(statement)
+
+
+def test_two_creators_of_one_file_are_no_strangers(path: Path) -> None:
+    """The slower one must not take the tables of the faster one for another program's."""
+
+    def create() -> None:
+        other = sqlite3.connect(path, timeout=0, isolation_level=None)
+        with contextlib.suppress(sqlite3.OperationalError):
+            other.execute("BEGIN IMMEDIATE")
+            schema.upgrade(other, "x")
+            other.execute("COMMIT")
+        other.close()
+
+    real = sqlite3.connect(path, timeout=0, isolation_level=None)
+    interrupted: Any = _Interrupted(real, create)
+
+    assert schema.check_identity(interrupted, "x") == 0
+    real.close()

@@ -1,0 +1,33 @@
+"""Servers that may be killed, on each version of RabbitMQ, and a proxy in front of them."""
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+from proxy import Proxy
+from servers import RabbitServer
+
+LONG = bool(os.environ.get("LONG") or os.environ.get("TORTURE"))
+"""Whether the long forms run."""
+
+
+@pytest.fixture(params=["rabbitmq 3.10", "rabbitmq 4"])
+def node(request: pytest.FixtureRequest) -> RabbitServer:
+    """A RabbitMQ of this test alone, of each version there is."""
+    name = "private_rabbitmq4" if request.param == "rabbitmq 4" else "private_rabbitmq"
+    server: RabbitServer = request.getfixturevalue(name)
+    return server
+
+
+@pytest.fixture
+def new_proxy() -> Iterator[Callable[[int], Proxy]]:
+    """Makes a proxy in front of a port."""
+    made: list[Proxy] = []
+
+    def make(port: int) -> Proxy:
+        made.append(Proxy(port))
+        return made[-1]
+
+    yield make
+    for proxy in made:
+        proxy.close()
