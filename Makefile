@@ -15,5 +15,5 @@ check: ## lint, format, types, documentation
 docs: ## build the documentation into docs/_build/html
 	@sh scripts/python -m sphinx -q -W -b html docs docs/_build/html
 
-bench: ## measure speed and memory on this machine
-	@sh scripts/python benchmarks/run.py $(ARGS)
+bench: ## compare speed and memory with other task queues on this machine
+	@sh scripts/bench $(ARGS)
