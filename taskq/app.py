@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal, ParamSpec, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, overload
 
 from taskq import clock, outcome
 from taskq.batch import Batch, parts, raise_first, send_parts
@@ -16,6 +16,7 @@ from taskq.canvas import Chain, Signature
 from taskq.config import Settings, app_settings, nearest
 from taskq.declare import Declare, DeclareBound, register
 from taskq.errors import ConfigError, PublishError, ResultsDisabled
+from taskq.events.client import SentReport
 from taskq.hooks import Hooks
 from taskq.middleware import Middleware, compose_send
 from taskq.pending import PendingMarks
@@ -25,6 +26,9 @@ from taskq.results.base import MAX_ATTEMPT, Record, ResultStore, Write, encode_r
 from taskq.shared import make_current, shared_tasks
 from taskq.spec import TaskOptions
 from taskq.task import AsyncTask, BaseTask, Task, make_task
+
+if TYPE_CHECKING:
+    from taskq.events.stream import Events
 
 log = logging.getLogger("taskq.app")
 
@@ -79,6 +83,7 @@ class TaskQ(Hooks):
         self._broker: Broker | None = None
         self._results: ResultStore | None = None
         self._marks = PendingMarks()
+        self._sent = SentReport(name, self.settings)
         make_current(self)
 
     def __repr__(self) -> str:
@@ -108,6 +113,7 @@ class TaskQ(Hooks):
                     dead_ttl_s=settings.dead_ttl_s,
                     lease_s=settings.lease_s,
                     name=self.name,
+                    durable_events=settings.events == "durable",
                 )
                 self._broker = open_broker(settings.broker or "", options)
             return self._broker
@@ -119,6 +125,13 @@ class TaskQ(Hooks):
             if self._results is None and self.settings.results is not None:
                 self._results = open_results(self.settings.results, self.settings.results_timeout_s)
             return self._results
+
+    @property
+    def events(self) -> "Events":
+        """The lifecycle events of every task on the app's broker."""
+        from taskq.events.stream import Events
+
+        return Events(lambda: self.broker, self._sent.recorder)
 
     @overload
     def task(  # type: ignore[overload-overlap]
@@ -276,7 +289,7 @@ class TaskQ(Hooks):
 
     def _begin(self, prepared: Sequence[Prepared]) -> Publishing:
         batch = [item.outgoing for item in prepared]
-        publishing = self.broker.submit(batch, self.settings.publish_timeout_s)
+        publishing = self._sent.submit(self.broker, batch, self.settings.publish_timeout_s)
         # While the broker works on its confirm, PENDING is written: it costs no latency.
         store = self.results
         if store is not None:

@@ -49,6 +49,14 @@ class Settings:
     lease_s: float = _setting(30.0, "how long the embedded broker trusts a silent worker", 0.5)
     max_retries: int = _setting(3, "retries of tasks that set none; 0 turns them off", 0)
     unknown_max_age_s: float = _setting(600.0, "how long tasks that no worker knows are parked", 0)
+    events: Literal["on", "durable", "off"] = _setting(
+        "on", "lifecycle events; `durable` confirms them before a task is acknowledged"
+    )
+    event_arguments: bool = _setting(False, "whether `task.sent` shows arguments, redacted")
+    event_redact: tuple[str, ...] = _setting(
+        ("password", "secret", "token", "api_key", "authorization", "cookie"),
+        "argument names (or parts of them) whose values events never show",
+    )
     imports: tuple[str, ...] = _setting((), "modules that a worker imports besides the app's")
 
 

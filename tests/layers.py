@@ -6,7 +6,7 @@ ROWS: dict[str, int] = {
     **dict.fromkeys(("plain", "request", "resend", "retry"), 1),
     **dict.fromkeys(("outcome", "embedded", "embedded.*", "schedules", "schedules.*"), 1),
     **dict.fromkeys(("brokers", "brokers.base", "results", "results.base"), 2),
-    **dict.fromkeys(("middleware", "middleware_mixed", "events", "events.bus"), 2),
+    **dict.fromkeys(("middleware", "middleware_mixed", "events", "events.*"), 2),
     **dict.fromkeys(("spec", "pending", "shared"), 3),
     **dict.fromkeys(("task", "result", "canvas", "calls", "batch", "declare", "hooks"), 3),
     **dict.fromkeys(("brokers.*", "results.*"), 3),

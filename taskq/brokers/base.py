@@ -35,6 +35,7 @@ class BrokerOptions:
         dead_ttl_s: How long dead letters are kept, in seconds.
         lease_s: How long the embedded broker trusts a silent worker, in seconds.
         name: Shown to the broker as this connection's name.
+        durable_events: Whether lifecycle events must survive a power failure.
     """
 
     prefix: str = ""
@@ -44,6 +45,7 @@ class BrokerOptions:
     dead_ttl_s: int = 14 * 86400
     lease_s: float = 30.0
     name: str = "taskq"
+    durable_events: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +58,15 @@ class Outgoing:
         due_ms: Deliver not before this moment (epoch ms); 0 or a past moment for now. A broker may
             deliver early by what its delay grid rounds off; the worker compares and waits.
         dead: Whether it goes to the dead letters; `queue` then only says where it came from.
+        topic: Routing key, when `queue` is not a queue but an exchange (`taskq.events`), or empty
+            and this is a reply address. Nobody has to listen there.
     """
 
     queue: str
     message: Message
     due_ms: int = 0
     dead: bool = False
+    topic: str = ""
 
 
 class Delivery:
@@ -208,6 +213,36 @@ class Publishing(Protocol):
         """Do what `wait` does without blocking the caller's loop."""
 
 
+class EventFeed(ABC):
+    """Batches of events, in order; used by one thread.
+
+    Attributes:
+        active: Whether batches come here; False for a reader that stands by for another one of the
+            same name, and while the broker is away.
+        trouble: Why not, or empty.
+    """
+
+    active: bool
+    trouble: str
+
+    @abstractmethod
+    def get(self, timeout_s: float) -> list[tuple[Any, bytes]]:
+        """Return what has come, or what comes within the timeout: (receipt, body) of each batch.
+
+        Raises:
+            ConfigError: If the broker refuses for good.
+            BrokerUnavailable: If the embedded file cannot be read.
+        """
+
+    @abstractmethod
+    def ack(self, receipt: Any) -> None:
+        """Let go of a batch and of all before it: a named reader will not get them again."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop reading; what was not acknowledged comes again to the next reader of the name."""
+
+
 class Broker(ABC):
     """The sending and looking face of a broker; thread-safe, usable after a fork.
 
@@ -303,6 +338,20 @@ class Broker(ABC):
         Args:
             request: `{"command": "ping", ...}`; plain msgpack data.
             timeout_s: How long to collect, in seconds.
+        """
+
+    @abstractmethod
+    def events(self, name: str = "", prefetch: int = 100) -> EventFeed:
+        """Read lifecycle events.
+
+        Args:
+            name: Under which the place is kept, so that nothing is missed between two readers, one
+                of which reads at a time. Empty: from now on.
+            prefetch: Batches that may be on their way here.
+
+        Raises:
+            ConfigError: If the broker refuses.
+            BrokerUnavailable: If it cannot be opened.
         """
 
     @abstractmethod

@@ -28,9 +28,11 @@ from taskq.brokers.rabbitmq_batch import prepare, prepare_reply
 from taskq.brokers.rabbitmq_consumer import RabbitConsumer
 from taskq.brokers.rabbitmq_dead import DeadSweep
 from taskq.brokers.rabbitmq_declare import Declarer
+from taskq.brokers.rabbitmq_feed import RabbitFeed
 from taskq.brokers.rabbitmq_publisher import Publisher
 from taskq.brokers.topology import Topology
 from taskq.errors import BrokerUnavailable, ConfigError
+from taskq.events.schema import EXCHANGE
 
 T = TypeVar("T")
 ADMIN_TIMEOUT_S: Final = 15.0
@@ -210,6 +212,13 @@ class RabbitBroker(Broker):
 
         answers: list[dict[str, Any]] = self._with_connection(work, timeout_s + ADMIN_TIMEOUT_S)
         return answers
+
+    def events(self, name: str = "", prefetch: int = 100) -> RabbitFeed:
+        """See `Broker`."""
+        queue = f"{EXCHANGE}.{name}" if name else ""
+        return RabbitFeed(
+            self._io, self._endpoints, self._topology, self._declarer, EXCHANGE, queue, prefetch
+        )
 
     def checks(self, queues: Iterable[str]) -> list[Check]:
         """See `Broker`."""

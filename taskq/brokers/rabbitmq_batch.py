@@ -14,6 +14,8 @@ from taskq.errors import EncodeError, PublishError
 from taskq.message import MAX_BODY_BYTES
 
 MAX_FRAME_BYTES: Final = 131_072
+TOPIC: Final = -1
+"""In the place of a bucket: `Item.queue` is an exchange, and nobody has to be bound to it."""
 NOTHING_TO_DECLARE: Final = ("", 0)
 """The `Item.target` of what goes to an address that somebody else made."""
 _FRAME_AND_HEADER_BYTES: Final = 8 + 12
@@ -31,7 +33,7 @@ class Item:
         key: Its routing key.
         queue: Work queue to declare before, without prefix; `taskq.dead` stands for the
             dead letters.
-        bucket: Delay bucket to declare before; 0 for none.
+        bucket: Delay bucket to declare before; 0 for none, `TOPIC` where `queue` is an exchange.
         raw: Its properties.
         body: Its body.
         returned: Why the broker sent it back as unroutable, or empty.
@@ -179,6 +181,8 @@ def prepare(
 
 def _target(one: Outgoing, now_ms: int, topology: Topology) -> tuple[str, str, str, int]:
     """Return (exchange, routing key, work queue to declare, delay bucket to declare)."""
+    if one.topic:
+        return topology.on_broker(one.queue) if one.queue else "", one.topic, one.queue, TOPIC
     name = topology.on_broker(one.queue)
     if one.dead:
         return topology.dead, name, DEAD_QUEUE, 0

@@ -13,7 +13,8 @@ from taskq.brokers.amqp_session import (
     Session,
     open_session,
 )
-from taskq.brokers.base import Declare
+from taskq.brokers.base import DEAD_QUEUE, Declare
+from taskq.brokers.rabbitmq_batch import TOPIC
 from taskq.brokers.topology import Exchange, Queue, Topology, readable_mismatch
 from taskq.errors import ConfigError, TopologyMismatch
 
@@ -89,6 +90,56 @@ class Declarer:
     def forget(self) -> None:
         """Declare everything again when it is asked for next."""
         self._based = False
+
+    async def target(self, queue: str, bucket: int) -> None:
+        """Declare what a message needs on its way; see `rabbitmq_batch.Item`.
+
+        Raises:
+            ConfigError: If something does not exist and may not be created.
+            ChannelClosed: If the broker refuses for another reason.
+        """
+        if bucket == TOPIC:
+            await self.topic(queue)
+            return
+        await (self.base() if queue == DEAD_QUEUE else self.work_queue(queue))
+        if bucket:
+            await self.bucket(bucket)
+
+    async def topic(self, exchange: str) -> None:
+        """Make a topic exchange usable; `exchange` is its name without prefix.
+
+        Raises:
+            ConfigError: If it does not exist and may not be created.
+        """
+        item = self._topology.topic_exchange(exchange)
+        if self._declare == "create":
+            try:
+                await self._declare_exchange(item)
+                return
+            except ChannelClosed as refused:
+                # One of another kind is checked below, too: what matters is that it exists.
+                if refused.code not in (ACCESS_REFUSED, PRECONDITION_FAILED):
+                    raise
+        try:
+            # Publishing to a missing exchange would cost everyone else's sends their channel.
+            await self.call("exchange_declare", item.name, passive=True)
+        except ChannelClosed as refused:
+            if not refused.code:
+                raise
+            raise ConfigError(f"there is no exchange {item.name} to publish to") from refused
+
+    async def own_queue(self, item: Queue) -> None:
+        """Declare a `taskq.*` queue and bind it.
+
+        Raises:
+            TopologyMismatch: If it exists with other arguments, and this declarer is strict.
+            ConfigError: If it does not exist and may not be created.
+        """
+        if self._declare != "create":
+            await self._check(item.name)
+            return
+        await self._own(lambda: self._declare_queue(item))
+        await self._own(lambda: self.call("queue_bind", item.name, item.exchange, item.key))
 
     async def work_queue(self, queue: str) -> None:
         """Make a work queue usable; `queue` is its name without prefix.

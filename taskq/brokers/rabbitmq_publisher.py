@@ -32,8 +32,7 @@ from taskq.brokers.amqp_session import (
 )
 from taskq.brokers.amqp_thread import close_inherited_socket
 from taskq.brokers.amqp_url import Endpoint
-from taskq.brokers.base import DEAD_QUEUE
-from taskq.brokers.rabbitmq_batch import NOTHING_TO_DECLARE, Batch, Item
+from taskq.brokers.rabbitmq_batch import NOTHING_TO_DECLARE, TOPIC, Batch, Item
 from taskq.brokers.rabbitmq_declare import REPLY_TIMEOUT_S, Declarer
 from taskq.errors import BrokerUnavailable, ConfigError
 
@@ -46,6 +45,7 @@ SILENCE_S: Final = (0.5, 2.0)
 send's own timeout within these bounds. Less would end connections of a broker that is only busy."""
 
 _EXCHANGE_IN_REPLY = re.compile(r"exchange '([^']*)'")
+_NEVER_DECLARED: Final = (NOTHING_TO_DECLARE, ("", TOPIC))
 _SIZES_IN_REPLY = re.compile(r"message size \d+ .*?max(?:imum)? size (\d+)")
 
 MakeDeclarer = Callable[[Any, asyncio.AbstractEventLoop], Declarer]
@@ -67,6 +67,7 @@ class Publisher:
         self._endpoints = endpoints
         self._make_declarer = make_declarer
         self._create = create
+        self._refused: dict[str, str] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.forget()
@@ -77,7 +78,7 @@ class Publisher:
         self._pending: dict[int, Item] = {}
         self._lowest = 1
         self._next_tag = 1
-        self._known: set[tuple[str, int]] = {NOTHING_TO_DECLARE}
+        self._known: set[tuple[str, int]] = {*_NEVER_DECLARED}
         self._declaring: dict[tuple[str, int], list[Item]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._connection: StockConnection | None = None
@@ -217,8 +218,14 @@ class Publisher:
             return
         if item.done:
             return
+        if item.exchange in self._refused:
+            item.fail("refused", self._refused[item.exchange])
+            return
         try:
-            connection.publish(session.channel, item.exchange, item.key, item.raw, item.body)
+            # Nobody has to listen to events: sent back, they would only cost.
+            mandatory = item.bucket != TOPIC
+            channel = session.channel
+            connection.publish(channel, item.exchange, item.key, item.raw, item.body, mandatory)
         except AMQPError as error:
             # The end of the connection is about to be reported; it is sent again on the next.
             self._trouble = str(error)
@@ -248,9 +255,7 @@ class Publisher:
         lost = declarer is None
         try:
             if declarer is not None:
-                await (declarer.base() if queue == DEAD_QUEUE else declarer.work_queue(queue))
-                if bucket:
-                    await declarer.bucket(bucket)
+                await declarer.target(queue, bucket)
         except ConfigError as error:
             failed = "unroutable", str(error)
         except ChannelClosed as refused:
@@ -335,6 +340,9 @@ class Publisher:
                 self._known.discard(item.target)
             else:
                 word = "unroutable" if reason.code == NOT_FOUND else "refused"
+                if reason.code == ACCESS_REFUSED and item.bucket == TOPIC:
+                    # Each further event would cost everyone else's sends their connection.
+                    self._refused[item.exchange] = str(reason)
                 item.fail(word, str(reason))
         if reason.code:
             log.warning("the publishing channel was closed: %s", reason)
@@ -361,7 +369,7 @@ class Publisher:
         self._current = object()
         unconfirmed = list(self._pending.values())
         self._pending.clear()
-        self._known = {NOTHING_TO_DECLARE}
+        self._known = {*_NEVER_DECLARED}
         self._session = self._connection = self._declarer = None
         self._blocked = ""
         self._trouble = f"the connection to RabbitMQ was lost: {why}"

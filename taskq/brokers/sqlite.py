@@ -23,6 +23,7 @@ from taskq.brokers.base import (
 )
 from taskq.brokers.sqlite_checks import check_database
 from taskq.brokers.sqlite_consumer import SqliteConsumer
+from taskq.brokers.sqlite_events import SqliteFeed
 from taskq.brokers.sqlite_leases import living
 from taskq.brokers.sqlite_publish import Outbox
 from taskq.embedded.database import open_database
@@ -198,6 +199,11 @@ class SqliteBroker(Broker):
             return sqlite_control.ask(
                 self._database, self.options.prefix, request, timeout_s, self._timeout_s
             )
+
+    def events(self, name: str = "", prefetch: int = 100) -> SqliteFeed:
+        """Read lifecycle events; see `Broker`."""
+        with _translated():
+            return SqliteFeed(self._database, self.options.prefix, name, self._timeout_s)
 
     def checks(self, queues: Iterable[str]) -> list[Check]:
         """Examine the file; see `Broker`."""

@@ -8,7 +8,7 @@ from sqlite3 import Connection
 from typing import Any, Final
 
 from taskq import clock
-from taskq.brokers import sqlite_rows
+from taskq.brokers import sqlite_events, sqlite_rows
 from taskq.brokers.base import DEAD_QUEUE, BrokerOptions, Outgoing
 from taskq.embedded.database import Database
 from taskq.embedded.faults import Trouble
@@ -170,9 +170,15 @@ class Outbox:
 
     def _write(self, sends: list[Send], timeout_s: float) -> list[list[PublishError | None]]:
         now_ms = clock.now_ms()
-        items = [item for send in sends for item in send.batch]
+        every = [item for send in sends for item in send.batch]
+        items = [item for item in every if not item.topic]
+        topics = [item for item in every if item.topic]
         rows = [self.row(item, now_ms) for item in items]
-        with self._database.writing(max(0.0, timeout_s)) as connection:
+        # Reports that nobody waits for need no wait for the disk.
+        durable = bool(items) or self._options.durable_events
+        with self._database.writing(max(0.0, timeout_s), durable=durable) as connection:
+            if topics:
+                sqlite_events.store(connection, self._options.prefix, topics, now_ms)
             missing = self.declare_for(connection, items, now_ms)
             if missing:
                 rows = [row for row in rows if row[0] not in missing]
@@ -193,7 +199,7 @@ class Outbox:
         return queues - {name for (name,) in connection.execute("SELECT name FROM queues")}
 
     def _verdict(self, item: Outgoing, missing: set[str]) -> PublishError | None:
-        unroutable = not item.dead and self._options.prefix + item.queue in missing
+        unroutable = not (item.dead or item.topic) and self._options.prefix + item.queue in missing
         return self._unroutable(item) if unroutable else None
 
     def row(self, item: Outgoing, now_ms: int) -> tuple[Any, ...]:

@@ -52,7 +52,7 @@ class Exchange:
     """An exchange to declare; durable."""
 
     name: str
-    kind: Literal["direct", "fanout"]
+    kind: Literal["direct", "fanout", "topic", "headers"]
     arguments: Arguments
 
 
@@ -130,6 +130,27 @@ class Topology:
     def control_exchange(self) -> Exchange:
         """Exchange of control requests."""
         return Exchange(self.control, "fanout", {})
+
+    def topic_exchange(self, exchange: str) -> Exchange:
+        """Exchange of events, or of what is published; `exchange` is its name without prefix."""
+        return Exchange(self.prefix + exchange, "topic", {})
+
+    def event_queue(self, queue: str, exchange: str, max_bytes: int) -> Queue:
+        """Durable queue of one reader of events; of several processes one reads at a time.
+
+        Args:
+            queue: Its name without prefix.
+            exchange: What it is bound to, prefix included.
+            max_bytes: Beyond this the oldest batches are dropped.
+        """
+        arguments = {
+            "x-queue-type": "quorum",
+            "x-single-active-consumer": True,
+            "x-max-length-bytes": max_bytes,
+            "x-overflow": "drop-head",
+            "x-delivery-limit": DEAD_DELIVERY_LIMIT,
+        }
+        return Queue(self.prefix + queue, arguments, exchange, "#")
 
     def delay_exchange(self, bucket: int) -> Exchange:
         """Exchange of one delay; a fanout, so the routing key stays the work queue's name."""

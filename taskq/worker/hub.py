@@ -30,6 +30,7 @@ from taskq.worker.manifest import Manifest
 from taskq.worker.pool import Pool, layout
 from taskq.worker.prefetch import Prefetch
 from taskq.worker.ready import Ready
+from taskq.worker.report import Reporting
 from taskq.worker.settle import Settler
 from taskq.worker.stats import Stats
 from taskq.worker.twins import RETURN_MS, Twins
@@ -50,6 +51,7 @@ class Hub:
         ready: Those that may start, in order.
         unsettled: Endings handed to the settler and not settled yet.
         stats: Counters.
+        reporting: The worker's lifecycle events.
         connected: Whether the broker delivers.
         trouble: Why not, or empty.
         quiet: Whether nothing more is consumed.
@@ -94,6 +96,7 @@ class Hub:
         self._prefetch = Prefetch(settings, self.pace, self.pool, self.ready)
         self.consumer: Consumer = broker.consumer(self.queues, self.prefetch, self, self._loop)
         self._prefetch.consumer = self.settler.consumer = self.consumer
+        self.reporting = Reporting(manifest.app, name, manifest.settings, broker, self.settler)
         self._ticker: asyncio.TimerHandle | None = None
         self._ticks = 0
 
@@ -107,6 +110,13 @@ class Hub:
         self.settler.start()
         self.pool.start()
         self.consumer.start()
+        self.reporting.start(
+            {
+                "pool": self.settings.pool,
+                "slots": self.pool.slots,
+                "queues": list(self.queues),
+            }
+        )
         self._tick()
 
     def delivered(self, batch: list[Delivery]) -> None:
@@ -233,6 +243,7 @@ class Hub:
         for held in batch:
             self.held.pop(held.tag, None)
         self.stats.ended(outcomes)
+        self.reporting.ended(outcomes)
         self.unsettled += len(batch)
         self._twins.put(batch)
         self.settler.put([(held.delivery.receipt, ending) for held, ending in outcomes])
@@ -260,6 +271,7 @@ class Hub:
         if busy:
             self.pool.tick()
             self._mark_started()
+            self.reporting.running(self.pool.running())
             for held in self._twins.impatient():
                 self._end(held, endings.deferred(self._case(held), clock.now_ms() + RETURN_MS))
             self._give_back(self._prefetch.hoarded())
@@ -294,6 +306,7 @@ class Hub:
         """
         if self._ticker is not None:
             self._ticker.cancel()
+        await self._loop.run_in_executor(None, self.reporting.stop)
         done = await self._loop.run_in_executor(None, self.settler.stop, settle_s)
         await self.consumer.close()
         self.pool.close()

@@ -105,7 +105,10 @@ class Manifest:
     @classmethod
     def from_wire(cls, wire: Mapping[str, Any]) -> "Manifest":
         """Read `to_wire`'s form."""
-        settings = {**wire["settings"], "imports": tuple(wire["settings"]["imports"])}
+        settings: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in wire["settings"].items()
+        }
         tasks = {
             name: TaskInfo(**{**info, "backoff": tuple(info["backoff"])})
             for name, info in wire["tasks"].items()

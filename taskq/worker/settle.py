@@ -25,6 +25,7 @@ log = logging.getLogger("taskq.worker.settle")
 Value = TypeVar("Value")
 _MAX_BATCH = 1000
 _MAX_WAIT_S = 2.0
+_HOPELESS = ("unroutable", "refused")
 
 
 class Abandoned(TaskqError):
@@ -37,6 +38,7 @@ class Settler:
     Attributes:
         consumer: Whose deliveries are acknowledged; set before `start`.
         store: The results store; None when results are off.
+        events: Gives messages to send with each batch, before it is acknowledged.
         trouble: What settling waits for, or empty.
     """
 
@@ -56,6 +58,7 @@ class Settler:
             on_settled: Called on the settling thread with how many deliveries were settled.
         """
         self.consumer: Consumer | None = None
+        self.events: Callable[[], Sequence[Outgoing]] = tuple
         self._broker = broker
         self.store = store
         self._timeout_s = publish_timeout_s
@@ -133,6 +136,7 @@ class Settler:
             if ending.follow and not _is_refused(ending, refused)
             for item in ending.follow
         ]
+        follow += self.events()
         if follow:
             self._publish(follow)
         # A retry's record comes after its message is confirmed: dying in between runs the attempt
@@ -168,7 +172,11 @@ class Settler:
         def attempt() -> None:
             nonlocal waiting
             errors = self._broker.publish(waiting, self._timeout_s)
-            failed = [(item, error) for item, error in zip(waiting, errors, strict=True) if error]
+            failed = [
+                (item, error)
+                for item, error in zip(waiting, errors, strict=True)
+                if error and not (item.topic and error.reason in _HOPELESS)
+            ]
             waiting = [_rerouted(item, error) for item, error in failed]
             if failed:
                 raise failed[0][1]
@@ -208,7 +216,7 @@ def _is_refused(ending: Ending, refused: set[int]) -> bool:
 
 def _rerouted(item: Outgoing, error: PublishError) -> Outgoing:
     """Return what to send instead of a message that its queue will never take."""
-    if error.reason not in ("unroutable", "refused") or item.dead:
+    if error.reason not in _HOPELESS or item.dead:
         return item
     described = outcome.describe(error)
     letter = dead(item.message, "unroutable", item.queue, error=replace(described, traceback=""))

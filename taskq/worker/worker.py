@@ -54,6 +54,7 @@ def open_stores(app: str, settings: Settings) -> tuple[Broker, ResultStore | Non
         dead_ttl_s=settings.dead_ttl_s,
         lease_s=settings.lease_s,
         name=app,
+        durable_events=settings.events == "durable",
     )
     broker = open_broker(settings.broker or "", options)
     store = None

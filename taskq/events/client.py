@@ -1,0 +1,93 @@
+"""`task.sent`: what a client reports, in the same send as the messages themselves."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from taskq.brokers.base import Broker, Outgoing, Publishing
+from taskq.config import Settings
+from taskq.errors import DecodeError, PublishError
+from taskq.events.bus import Record, Recorder
+from taskq.events.redact import redacted
+
+
+class SentReport:
+    """Adds the report of what is sent to each send; its own failure never fails the send."""
+
+    def __init__(self, app: str, settings: Settings) -> None:
+        self._app = app
+        self._settings = settings
+        self._recorder: Recorder | None = None
+        self._pid = 0
+
+    def recorder(self) -> Recorder:
+        """Return the recorder of this process; a fork has a source of its own."""
+        if self._recorder is None or self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._recorder = Recorder(self._app)
+        return self._recorder
+
+    def submit(self, broker: Broker, batch: Sequence[Outgoing], timeout_s: float) -> Publishing:
+        """Do what `broker.submit` does, with the report behind the messages."""
+        if self._settings.events == "off" or not batch:
+            return broker.submit(batch, timeout_s)
+        recorder = self.recorder()
+        recorder.add([self._record(item) for item in batch])
+        report = recorder.take()
+        if report is None:
+            return broker.submit(batch, timeout_s)
+        return _Shortened(broker.submit([*batch, report], timeout_s), len(batch))
+
+    def _record(self, item: Outgoing) -> Record:
+        if not self._settings.event_arguments:
+            return sent_record(item)
+        return sent_record(item, self._arguments(item))
+
+    def _arguments(self, item: Outgoing) -> dict[str, str]:
+        from taskq.body import decode_call
+
+        names = self._settings.event_redact
+        try:
+            call = decode_call(item.message)
+        except DecodeError:
+            return {}
+        return {"args": redacted(call.args, names), "kwargs": redacted(call.kwargs, names)}
+
+
+def sent_record(item: Outgoing, more: Mapping[str, Any] | None = None) -> Record:
+    """Return the record of a message on its way to a queue, with further fields if there are."""
+    message = item.message
+    if item.due_ms:
+        more = {**(more or {}), "due_ms": item.due_ms}
+    headers = message.headers
+    now_us = time.time_ns() // 1000
+    return (
+        "task.sent",
+        now_us,
+        0,
+        message.id,
+        message.task,
+        item.queue,
+        0,
+        headers.get("root_id") or "",
+        headers.get("parent_id") or "",
+        0,
+        more,
+    )
+
+
+class _Shortened:
+    """A `Publishing` without the verdict on the report at its end."""
+
+    def __init__(self, publishing: Publishing, count: int) -> None:
+        self._publishing = publishing
+        self._count = count
+
+    def wait(self) -> list[PublishError | None]:
+        """See `Publishing`."""
+        return self._publishing.wait()[: self._count]
+
+    async def wait_async(self) -> list[PublishError | None]:
+        """See `Publishing`."""
+        return (await self._publishing.wait_async())[: self._count]
