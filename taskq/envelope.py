@@ -6,7 +6,7 @@ from typing import Any
 
 from taskq import clock
 from taskq.errors import DecodeError
-from taskq.message import DUE, Message
+from taskq.message import DUE, LOST, STARTS, Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,8 @@ class Envelope:
         root_id: First task of the workflow; the task's own id by default.
         parent_id: Task that sent this one, or None.
         ignore_result: Whether the caller asked that no value is kept.
+        starts: Which counted start of a redelivered message this is; 0 where none was counted.
+        lost: Attempts, on top of `retries`, that the deaths of whole workers have cost.
     """
 
     retries: int = 0
@@ -32,6 +34,13 @@ class Envelope:
     root_id: str = ""
     parent_id: str | None = None
     ignore_result: bool = False
+    starts: int = 0
+    lost: int = 0
+
+    @property
+    def spent(self) -> int:
+        """Attempts spent, whichever way."""
+        return self.retries + self.lost
 
 
 _PLAIN = Envelope()
@@ -57,6 +66,8 @@ def read_envelope(message: Message) -> Envelope:
         root_id=_text(headers, "root_id") or "",
         parent_id=_text(headers, "parent_id"),
         ignore_result=bool(headers.get("ignore_result")),
+        starts=_integer(headers, STARTS),
+        lost=_integer(headers, LOST),
     )
 
 

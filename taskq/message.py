@@ -23,6 +23,9 @@ HISTORY = "taskq-history"
 FIRST = "taskq-first"
 UNKNOWN_SINCE = "taskq-unknown-since"
 REPLAYS = "taskq-replays"
+STARTS = "taskq-starts"
+LOST = "taskq-lost"
+"""The last two travel from a hub to its executors only; a message that is sent carries neither."""
 DEAD_PREFIX = "taskq-dead-"
 
 

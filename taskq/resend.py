@@ -6,7 +6,17 @@ from typing import Any
 
 from taskq import clock
 from taskq.errors import RemoteError
-from taskq.message import DEAD_PREFIX, DUE, FIRST, HISTORY, REPLAYS, UNKNOWN_SINCE, Message
+from taskq.message import (
+    DEAD_PREFIX,
+    DUE,
+    FIRST,
+    HISTORY,
+    LOST,
+    REPLAYS,
+    STARTS,
+    UNKNOWN_SINCE,
+    Message,
+)
 
 TEXT_LIMIT = 1000
 HISTORY_LIMIT = 20
@@ -22,11 +32,11 @@ REASONS = (
 """Why a message can be dead."""
 
 _BROKER_OWNED = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count")
-_BROKER_OWNED_EXACT = frozenset({"x-acquired-count"})
+_BROKER_OWNED_EXACT = frozenset({"x-acquired-count", STARTS, LOST})
 
 
 def strip_broker_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the headers without those that RabbitMQ owns.
+    """Return the headers without those that RabbitMQ owns, or that hold for one delivery only.
 
     RabbitMQ's cycle detection drops a re-published message silently when it still carries them.
     """

@@ -252,10 +252,12 @@ class Broker(ABC):
         url: The URL with its password masked, and file paths absolute.
         options: See `BrokerOptions`.
         durable_count: Whether `Delivery.deliveries` counts across hub deaths.
+        flags_returned: Whether a message that was given back arrives as redelivered.
     """
 
     url: str
     options: BrokerOptions
+    flags_returned: bool = False
 
     @abstractmethod
     def submit(self, batch: Sequence[Outgoing], timeout_s: float) -> Publishing:

@@ -60,6 +60,7 @@ class RabbitBroker(Broker):
         self.options = options
         # A count that a queue keeps also counts deliveries that never started, and an adopted
         # classic queue keeps none.
+        self.flags_returned = True
         self.durable_count = options.queue_type == "quorum"
         self._topology = Topology(
             options.prefix, options.queue_type, options.dead_ttl_s, self._endpoints[0].layout

@@ -1,9 +1,11 @@
 """What every results store promises, and the form of a stored record.
 
 A record is what is known of a task: its state, the attempt that wrote it, and for a finished task
-its value or error. It is 5 bytes that scripts compare without decoding (state letter, attempt as a
-big-endian u32), followed by msgpack. A terminal record is never overwritten, and a record of an
-earlier attempt never replaces that of a later one; stores decide that atomically.
+its value or error. It is 5 bytes that scripts compare without decoding (state letter, rank as a
+big-endian u32), followed by msgpack. A terminal record is never overwritten, and a record of a
+lower rank never replaces that of a higher one; stores decide that atomically. The rank is the
+attempt, and within it the counted start: a run that was believed dead, and whose message another
+worker has taken over, stores nothing any more.
 """
 
 import struct
@@ -29,8 +31,9 @@ _LETTERS: Final = {
     outcome.EXPIRED: b"E",
 }
 _STATES: Final = {letter: state for state, letter in _LETTERS.items()}
-MAX_ATTEMPT: Final = 2**32 - 1
+MAX_ATTEMPT: Final = 2**24 - 1
 """Attempt of a record that must win over every running one: a cancel."""
+_MAX_STARTS: Final = 255
 TERMINAL_LETTERS: Final = b"SFCE"
 """First bytes of records that are final."""
 
@@ -48,6 +51,7 @@ class Record:
         worker: Who wrote it, or empty.
         at_ms: When, as epoch ms.
         runtime_us: How long the last run took, in microseconds.
+        starts: Which counted start of the attempt wrote it, 0 where none was; `starts_of` reads it.
         follow: Packed messages that must be sent before the delivery is acknowledged; a redelivery
             of a finished task sends them again, so that a crash between "result stored" and
             "follow-ups confirmed" loses no chain step and no dead letter.
@@ -62,6 +66,7 @@ class Record:
     at_ms: int = 0
     runtime_us: int = 0
     follow: bytes | None = None
+    starts: int = 0
 
     def result(self) -> Any:
         """Return the decoded value; None where none was kept."""
@@ -82,7 +87,7 @@ def encode_record(record: Record) -> bytes:
             record.follow,
         )
     )
-    return _HEAD.pack(_LETTERS[record.state], record.attempt) + body
+    return _HEAD.pack(_LETTERS[record.state], _rank(record.attempt, record.starts)) + body
 
 
 def encode_success(
@@ -93,10 +98,16 @@ def encode_success(
     at_ms: int,
     runtime_us: int,
     follow: bytes | None,
+    starts: int = 0,
 ) -> bytes:
     """Return the stored form of a SUCCESS without the detour over `Record`: the hot path."""
     body: bytes = msgpack.packb((value, None, task, worker, at_ms, runtime_us, follow))
-    return _HEAD.pack(b"S", attempt) + body
+    return _HEAD.pack(b"S", _rank(attempt, starts)) + body
+
+
+def _rank(attempt: int, starts: int) -> int:
+    # Bounded here: the attempt comes from a header, which may hold anything.
+    return min(attempt, MAX_ATTEMPT) << 8 | min(starts, _MAX_STARTS)
 
 
 def decode_record(data: bytes) -> Record:
@@ -106,11 +117,11 @@ def decode_record(data: bytes) -> Record:
         DecodeError: If it is not one.
     """
     try:
-        letter, attempt = _HEAD.unpack_from(data)
+        letter, rank = _HEAD.unpack_from(data)
         value, error, task, worker, at_ms, runtime_us, follow = msgpack.unpackb(data[_HEAD.size :])
         wire_error = None if error is None else outcome.error_from_wire(error)
         return Record(
-            _STATES[letter], attempt, value, wire_error, task, worker, at_ms, runtime_us, follow
+            _STATES[letter], rank >> 8, value, wire_error, task, worker, at_ms, runtime_us, follow
         )
     # Whatever msgpack raises on foreign bytes: the key may belong to another program.
     except Exception as error:
@@ -124,7 +135,17 @@ def is_terminal(data: bytes) -> bool:
 
 def attempt_of(data: bytes) -> int:
     """Return the attempt of a stored record, without decoding it."""
-    return int.from_bytes(data[1:5], "big")
+    return int.from_bytes(data[1:4], "big")
+
+
+def starts_of(data: bytes) -> int:
+    """Return which counted start of its attempt wrote a stored record, without decoding it."""
+    return data[4] if len(data) > 4 else 0
+
+
+def outranks(old: bytes, new: bytes) -> bool:
+    """Return whether a stored record is of a later attempt or start than a new one."""
+    return old[1:5] > new[1:5]
 
 
 class Write(NamedTuple):
@@ -183,8 +204,14 @@ class ResultStore(ABC):
         """Delete records."""
 
     @abstractmethod
-    def count_starts(self, task_ids: Sequence[str], ttl_s: int) -> list[int]:
-        """Count one more start of each id and return the counts; for redelivered messages."""
+    def count_starts(self, task_ids: Sequence[str], ttl_s: int, by: int = 1) -> list[int]:
+        """Count starts of each id and return the counts; for redelivered messages.
+
+        Args:
+            task_ids: What is counted; any text.
+            ttl_s: How long a count is kept after its last change, in seconds.
+            by: 1 to count a start, negative to take starts back that came to nothing.
+        """
 
     @abstractmethod
     def watch(self, task_id: str, callback: Callable[[bytes], None]) -> Callable[[], None]:

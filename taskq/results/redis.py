@@ -118,10 +118,10 @@ class RedisResults(ResultStore):
         requests = [("UNLINK", *keys) for keys in _slices(self._keys(task_ids))]
         self._call(lambda again: requests)
 
-    def count_starts(self, task_ids: Sequence[str], ttl_s: int) -> list[int]:
-        """Count one more start of each id; see `ResultStore`."""
+    def count_starts(self, task_ids: Sequence[str], ttl_s: int, by: int = 1) -> list[int]:
+        """Count starts of each id; see `ResultStore`."""
         keys = [self._starts_prefix + task_id for task_id in task_ids]
-        parts: list[tuple[list[str], list[Any]]] = [(part, [ttl_s]) for part in _slices(keys)]
+        parts: list[tuple[list[str], list[Any]]] = [(part, [ttl_s, by]) for part in _slices(keys)]
         replies = self._run(redis_scripts.COUNT, lambda again: parts)
         return [int(count) for reply in replies for count in reply]
 

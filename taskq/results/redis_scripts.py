@@ -31,7 +31,7 @@ def _script(text: str) -> Script:
 
 
 # ARGV: whether the batch may have been applied already, then record and TTL of each key.
-# Attempts are compared as numbers: Lua compares strings by the server's locale.
+# Ranks are compared as numbers: Lua compares strings by the server's locale.
 # A key may come twice in a batch: `latest` is what the batch itself has written to it.
 STORE = _script("""
 local found = redis.call('MGET', unpack(KEYS))
@@ -68,11 +68,11 @@ end
 return #KEYS
 """)
 
-# ARGV: TTL.
+# ARGV: TTL, by how much.
 COUNT = _script("""
 local counts = {}
 for i, key in ipairs(KEYS) do
-  counts[i] = redis.call('INCR', key)
+  counts[i] = redis.call('INCRBY', key, ARGV[2])
   redis.call('EXPIRE', key, ARGV[1])
 end
 return counts

@@ -17,9 +17,9 @@ from taskq.results.base import (
     Record,
     ResultStore,
     Write,
-    attempt_of,
     encode_record,
     is_terminal,
+    outranks,
 )
 from taskq.results.sqlite_watch import Watchers
 
@@ -47,8 +47,8 @@ PRUNE_STARTS: Final = (
 )
 _PUT: Final = "INSERT OR REPLACE INTO records (id, record, expires_ms) VALUES (?, ?, ?)"
 _COUNT: Final = (
-    "INSERT INTO starts (id, count, expires_ms) VALUES (?1, 1, ?2) ON CONFLICT (id) DO UPDATE "
-    "SET count = iif(expires_ms <= ?3, 1, count + 1), expires_ms = ?2 RETURNING count"
+    "INSERT INTO starts (id, count, expires_ms) VALUES (?1, ?4, ?2) ON CONFLICT (id) DO UPDATE "
+    "SET count = iif(expires_ms <= ?3, ?4, count + ?4), expires_ms = ?2 RETURNING count"
 )
 
 
@@ -142,12 +142,12 @@ class SqliteResults(ResultStore):
                 (json.dumps(list(task_ids)),),
             )
 
-    def count_starts(self, task_ids: Sequence[str], ttl_s: int) -> list[int]:
+    def count_starts(self, task_ids: Sequence[str], ttl_s: int, by: int = 1) -> list[int]:
         """Count starts; see `ResultStore`."""
         now_ms = clock.now_ms()
         with self._writing() as connection:
             counts = [
-                connection.execute(_COUNT, (task_id, now_ms + ttl_s * 1000, now_ms)).fetchall()
+                connection.execute(_COUNT, (task_id, now_ms + ttl_s * 1000, now_ms, by)).fetchall()
                 for task_id in task_ids
             ]
             _prune(connection, PRUNE_STARTS, now_ms, len(counts))
@@ -185,7 +185,7 @@ def _heads(
 
 def _wins(old: bytes | None, new: bytes) -> bool:
     """Return whether a record may replace another one (or its first 5 bytes)."""
-    return old is None or not (is_terminal(old) or attempt_of(old) > attempt_of(new))
+    return old is None or not (is_terminal(old) or outranks(old, new))
 
 
 def _prune(connection: sqlite3.Connection, statement: str, now_ms: int, written: int) -> None:

@@ -5,12 +5,13 @@ from taskq.brokers.base import Delivery
 from taskq.envelope import Envelope, read_envelope
 from taskq.errors import DecodeError
 from taskq.results.base import attempt_of, decode_record, is_terminal
-from taskq.worker import endings
-from taskq.worker.endings import Ending
+from taskq.worker import endings, losses
+from taskq.worker.endings import Case, Ending
 from taskq.worker.held import Held
 from taskq.worker.manifest import Manifest
 
 DUPLICATE = "DUPLICATE"
+_UNSTARTED_DELIVERIES = 50
 _NO_HEADERS = Envelope()
 
 
@@ -23,6 +24,10 @@ class Admission:
         self._worker = worker
         self._results = results
         self._tag = 0
+
+    def case(self, held: Held) -> Case:
+        """Return a delivery as the subject of an ending."""
+        return held.case(self._worker, self._results)
 
     def open(self, delivery: Delivery) -> tuple[Held, Ending | None]:
         """Read a delivery's headers.
@@ -60,19 +65,33 @@ class Admission:
             An ending when it must not run (finished, cancelled, superseded by a later attempt,
             expired), or None.
         """
-        case = held.case(self._worker, self._results)
+        case = self.case(held)
         if data is not None:
             if data[:1] == b"C":
                 # The chain behind a cancelled task is cancelled with it.
                 return endings.final(case, outcome.CANCELLED, None)
             if is_terminal(data):
                 return _finished(data)
-            if attempt_of(data) > held.envelope.retries:
+            attempt = attempt_of(data)
+            if attempt > held.envelope.retries:
                 return Ending(DUPLICATE)
+            held.seen_started = attempt == held.envelope.retries and data[:1] == b"B"
+        elif not self._results and _delivered_too_often(held):
+            return losses.hub_lost(case)
         expires_ms = held.envelope.expires_ms
         if expires_ms and clock.now_ms() >= expires_ms:
             return endings.final(case, outcome.EXPIRED, None)
         return None
+
+
+def _delivered_too_often(held: Held) -> bool:
+    """Return whether a message came back so often that its starts must be what brings it back.
+
+    Without a results store nothing counts starts but the broker, which counts what was only
+    waiting in a dying worker's hands as well.
+    """
+    bound = held.info.max_retries if held.info is not None else 0
+    return held.delivery.deliveries > bound + _UNSTARTED_DELIVERIES
 
 
 def _finished(data: bytes) -> Ending:

@@ -70,9 +70,23 @@ class Child:
     def give(self, batch: list[Held]) -> None:
         """Put deliveries into its window."""
         for held in batch:
-            held.child = self
-            self.held[held.tag] = held
-        self.given += len(batch)
+            self.reserve(held)
+        self.run(batch)
+
+    def reserve(self, held: Held) -> None:
+        """Keep a place in its window for a delivery; `run` or `release` must follow."""
+        held.child = self
+        self.held[held.tag] = held
+        self.given += 1
+
+    def release(self, held: Held) -> None:
+        """Give up a place that was kept."""
+        held.child = None
+        if self.held.pop(held.tag, None) is not None:
+            self.given -= 1
+
+    def run(self, batch: list[Held]) -> None:
+        """Start what has a place in its window."""
         self._send("run", [held.item() for held in batch])
 
     def take_back(self) -> None:

@@ -40,6 +40,9 @@ class Ending:
         follow: Messages that must be confirmed before the delivery is acknowledged.
         runtime_us: How long the run took, in microseconds; 0 where there was none.
         detail: For the log: exception type, reason.
+        rank: Of a RETRY: (attempt, counted start) of the run that failed, which must still be the
+            last one; set by the hub.
+        refund: Of a REQUEUED: whose counted start came to nothing, or empty; set by the hub.
     """
 
     code: str
@@ -47,6 +50,8 @@ class Ending:
     follow: Sequence[Outgoing] = ()
     runtime_us: int = 0
     detail: str = ""
+    rank: tuple[int, int] | None = None
+    refund: str = ""
 
 
 # Not frozen: one is made for every run, and a frozen one costs 0.6 us more.
@@ -107,6 +112,7 @@ def started(case: Case) -> Write:
         task=message.task,
         worker=case.worker,
         at_ms=clock.now_ms(),
+        starts=case.envelope.starts,
     )
     ttl_s = info.result_ttl_s if info is not None else 86400
     return Write(message.id, encode_record(record), ttl_s)
@@ -132,6 +138,7 @@ def succeeded(case: Case, value: bytes | None, follow: Sequence[Outgoing], us: i
         clock.now_ms(),
         us,
         pack_follow(follow) if follow else None,
+        case.envelope.starts,
     )
     write = Write(case.message.id, record, info.result_ttl_s)
     return Ending(outcome.SUCCESS, (write,), follow, us)
@@ -158,7 +165,7 @@ def failed(
         max_retries: Bound that replaces the task's.
         reason: Of the dead letter.
     """
-    info, spent = case.info, case.envelope.retries
+    info, spent = case.info, case.envelope.spent
     bound = max_retries if max_retries is not None else (info.max_retries if info else 0)
     if info is None or not retryable or spent >= bound or _too_old(case, info):
         return final(case, outcome.FAILURE, error, reason=reason, us=us)
@@ -208,7 +215,7 @@ def final(
                 reason,
                 case.queue,
                 error=error,
-                attempts=case.envelope.retries + (1 if us or reason == "worker_lost" else 0),
+                attempts=case.envelope.spent + (1 if us or reason == "worker_lost" else 0),
                 worker=case.worker,
             )
             follow.append(Outgoing(case.queue, letter, dead=True))
@@ -232,13 +239,14 @@ def _final_writes(
     follow: Sequence[Outgoing],
 ) -> list[Write]:
     ttl_s = case.info.failure_ttl_s if case.info is not None else 7 * 86400
-    attempt, task, now = case.envelope.retries, case.message.task, clock.now_ms()
+    envelope, task, now = case.envelope, case.message.task, clock.now_ms()
     writes = []
     for task_id in ids:
         own = task_id == case.message.id
         packed = pack_follow(follow) if own else None
+        name, starts = (task, envelope.starts) if own else ("", 0)
         record = Record(
-            state, attempt, None, error, task if own else "", case.worker, now, us, packed
+            state, envelope.retries, None, error, name, case.worker, now, us, packed, starts
         )
         writes.append(Write(task_id, encode_record(record), ttl_s))
     return writes

@@ -23,17 +23,23 @@ class Held:
         since_s: When it became ready, on the monotonic clock.
         void: Whether the broker will deliver it again, so that it must not start.
         marked: Whether STARTED was stored.
+        suspect: Whether its starts are counted in the store first; see `taskq.worker.restarts`.
+        counted: Whether that was done.
+        seen_started: Whether a STARTED record of its attempt was found when it was admitted.
         limit_hit: Whether its hard limit passed; its outcome is settled already.
     """
 
     __slots__ = (
         "child",
+        "counted",
         "delivery",
         "envelope",
         "info",
         "limit_hit",
         "marked",
+        "seen_started",
         "since_s",
+        "suspect",
         "tag",
         "void",
     )
@@ -50,11 +56,17 @@ class Held:
         self.void = False
         self.marked = False
         self.limit_hit = False
+        self.suspect = False
+        self.counted = False
+        self.seen_started = False
 
     def item(self) -> tuple[Any, ...]:
         """Return what an executor gets: tag, queue, redelivered, message."""
-        delivery = self.delivery
-        return self.tag, delivery.queue, delivery.redelivered, delivery.message.to_list()
+        delivery, envelope = self.delivery, self.envelope
+        message = delivery.message
+        if self.counted:
+            message = message.with_headers(taskq_starts=envelope.starts, taskq_lost=envelope.lost)
+        return self.tag, delivery.queue, delivery.redelivered, message.to_list()
 
     def case(self, worker: str, results: bool) -> Case:
         """Return the subject of an ending."""

@@ -31,6 +31,7 @@ from taskq.worker.pool import Pool, layout
 from taskq.worker.prefetch import Prefetch
 from taskq.worker.ready import Ready
 from taskq.worker.report import Reporting
+from taskq.worker.restarts import Restarts, count_key
 from taskq.worker.settle import Settler
 from taskq.worker.stats import Stats
 from taskq.worker.twins import RETURN_MS, Twins
@@ -85,6 +86,10 @@ class Hub:
         self._admission = Admission(manifest, name, store is not None)
         self.intake = Intake(self._loop, store, self._admission, self._admit, self.fatal)
         self._twins = Twins()
+        self._restarts = None
+        if store is not None:
+            self._restarts = Restarts(store, self._admission, self.intake.run, self._counted)
+        self._refunds = broker.flags_returned
         self.quiet = False
         self.cold = False
         self.settler = Settler(
@@ -127,6 +132,7 @@ class Hub:
             held, ending = self._admission.open(delivery)
             self.held[held.tag] = held
             if ending is None:
+                held.suspect = delivery.redelivered and self._restarts is not None
                 opened.append(held)
             else:
                 self._end(held, ending)
@@ -194,8 +200,32 @@ class Hub:
         if self.ready:
             self.pool.dispatch(self.ready)
 
+    def to_count(self, batch: list[Held]) -> None:
+        """Redelivered work has a place in an executor, and starts when that is counted."""
+        if self._restarts is not None:
+            self._restarts.count(batch)
+
+    def _counted(self, held: Held, ending: Ending | None) -> None:
+        child = held.child
+        if child is None:
+            return
+        if ending is None and not held.void and not self.quiet:
+            held.marked = True
+            child.run([held])
+            return
+        child.release(held)
+        if held.void:
+            self.returned([held])
+        elif self.quiet:
+            self._give_back([held])
+        elif ending is not None:
+            self._end(held, ending)
+        self.room()
+
     def finished(self, outcomes: list[tuple[Held, Ending]]) -> None:
         """Runs ended in an executor."""
+        if self.quiet:
+            self._refund(outcomes)
         self._settle(outcomes)
         self.room()
         self._prefetch.adapt(self.quiet)
@@ -240,8 +270,10 @@ class Hub:
         if not outcomes:
             return
         batch = [held for held, _ in outcomes]
-        for held in batch:
+        for held, ending in outcomes:
             self.held.pop(held.tag, None)
+            if ending.code == outcome.RETRY:
+                ending.rank = held.envelope.retries, held.envelope.starts
         self.stats.ended(outcomes)
         self.reporting.ended(outcomes)
         self.unsettled += len(batch)
@@ -249,7 +281,18 @@ class Hub:
         self.settler.put([(held.delivery.receipt, ending) for held, ending in outcomes])
 
     def _give_back(self, batch: list[Held]) -> None:
-        self._settle([(held, Ending(endings.REQUEUED)) for held in batch])
+        outcomes = [(held, Ending(endings.REQUEUED)) for held in batch]
+        self._refund(outcomes)
+        self._settle(outcomes)
+
+    def _refund(self, outcomes: list[tuple[Held, Ending]]) -> None:
+        """Have no start charged to what is given back, started or not."""
+        if self._restarts is None:
+            return
+        for held, ending in outcomes:
+            first = self._refunds and not held.delivery.redelivered
+            if ending.code == endings.REQUEUED and (held.counted or first):
+                ending.refund = count_key(self._case(held))
 
     def give_back_unstarted(self) -> None:
         """Return every delivery that no executor holds, and ask executors for theirs."""

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from taskq import clock
 from taskq.errors import ResultsUnavailable
@@ -19,6 +19,7 @@ from taskq.worker.held import Held
 
 log = logging.getLogger("taskq.worker")
 
+Value = TypeVar("Value")
 _STORE_PAUSE_S = 0.5
 
 Judged = Sequence[tuple[Held, Ending | None]]
@@ -85,6 +86,10 @@ class Intake:
         """Take out what waits for its batch; the batch under way comes back as it may."""
         waiting, self._waiting = self._waiting, []
         return waiting
+
+    def run(self, function: "Callable[[], Value]") -> "asyncio.Future[Value]":
+        """Run a function on the admission thread, behind the batch under way."""
+        return self._loop.run_in_executor(self._threads, function)
 
     def close(self) -> None:
         """End the thread once it is idle."""

@@ -1,5 +1,6 @@
 """What it costs a task when what ran it is gone: killed, crashed, or stopped at its hard limit."""
 
+from taskq import outcome
 from taskq.errors import RemoteError
 from taskq.worker import endings
 from taskq.worker.endings import Case, Ending
@@ -15,6 +16,15 @@ def worker_lost(case: Case, detail: str) -> Ending:
     error = RemoteError("taskq.errors", "WorkerLost", detail)
     retryable = case.info is not None and case.info.retry_lost
     return endings.failed(case, error, retryable, us=1, reason="worker_lost")
+
+
+def hub_lost(case: Case) -> Ending:
+    """Give up a task whose workers died with it, attempt after attempt."""
+    spent = case.envelope.spent + 1
+    error = RemoteError(
+        "taskq.errors", "WorkerLost", f"the whole worker died while it ran this, {spent} times"
+    )
+    return endings.final(case, outcome.FAILURE, error, reason="worker_lost")
 
 
 def timed_out(case: Case, limit_s: float) -> Ending:

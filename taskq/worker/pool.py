@@ -39,6 +39,9 @@ class PoolEvents(Protocol):
     def timed_out(self, held: Held) -> None:
         """A task passed its hard limit."""
 
+    def to_count(self, batch: list[Held]) -> None:
+        """These have a place in an executor; count their starts, then let them run."""
+
     def room(self) -> None:
         """An executor can take work."""
 
@@ -131,19 +134,37 @@ class Pool:
                 return
             if not child.ready or child.retiring or child.taking_back:
                 continue
-            room = self._room(child)
-            batch: list[Held] = []
-            while ready and len(batch) < room:
-                held = ready.pop()
-                if not held.void:
-                    batch.append(held)
-            if batch:
-                child.give(batch)
+            if self._fill(child, ready):
                 limit = self._settings.max_tasks_per_child
                 if limit and child.given >= limit:
                     # It works off what it holds; `_wind_up` starts its successor.
                     log.info("replacing executor pid=%d why=max_tasks_per_child", child.pid)
                     child.retiring = True
+
+    def _fill(self, child: Child, ready: Ready) -> bool:
+        """Give an executor what it has room for; whether it got anything."""
+        room = self._room(child)
+        batch: list[Held] = []
+        counting: list[Held] = []
+        while ready and len(batch) + len(counting) < room:
+            held = ready.pop()
+            if held.void:
+                continue
+            if held.suspect and len(child.held) + len(batch) >= child.count:
+                # Into a free slot only, and counted first: what waits behind a task that kills its
+                # worker must not be charged with a start.
+                ready.extendleft([held])
+                break
+            if held.suspect and not held.counted:
+                child.reserve(held)
+                counting.append(held)
+            else:
+                batch.append(held)
+        if batch:
+            child.give(batch)
+        if counting:
+            self._events.to_count(counting)
+        return bool(batch or counting)
 
     def _room(self, child: Child) -> int:
         window = child.count

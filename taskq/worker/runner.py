@@ -85,7 +85,7 @@ class Runner:
             queue,
             tuple(call.args),
             call.kwargs,
-            envelope.retries,
+            envelope.spent,
             info.max_retries,
             envelope.root_id or message.id,
             envelope.parent_id,

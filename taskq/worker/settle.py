@@ -9,7 +9,7 @@ brings consuming to a stop by itself.
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -17,12 +17,21 @@ from taskq import outcome
 from taskq.brokers.base import Broker, Consumer, Outgoing
 from taskq.errors import BrokerError, ConfigError, PublishError, ResultsUnavailable, TaskqError
 from taskq.resend import dead
-from taskq.results.base import ResultStore, Write
+from taskq.results.base import (
+    ResultStore,
+    Write,
+    attempt_of,
+    is_terminal,
+    outranks,
+    starts_of,
+)
 from taskq.worker.endings import MALFORMED, REQUEUED, Ending
 
 log = logging.getLogger("taskq.worker.settle")
 
 Value = TypeVar("Value")
+TTL_S = 7 * 86400
+"""How long starts are counted after the last one, in seconds."""
 _MAX_BATCH = 1000
 _MAX_WAIT_S = 2.0
 _HOPELESS = ("unroutable", "refused")
@@ -130,10 +139,15 @@ class Settler:
         finished = [ending for _, ending in batch if ending.code != outcome.RETRY]
         retries = [ending for _, ending in batch if ending.code == outcome.RETRY]
         refused = self._store_writes([write for ending in finished for write in ending.writes])
+        outdated = {id(e) for e in finished if _is_refused(e, refused)}
+        taken_over = {id(e) for e in finished if id(e) in outdated and _is_taken_over(e, refused)}
+        if retries:
+            self._look_at_retries(retries, outdated, taken_over)
+            retries = [ending for ending in retries if id(ending) not in outdated]
         follow = [
             item
             for _, ending in batch
-            if ending.follow and not _is_refused(ending, refused)
+            if ending.follow and id(ending) not in outdated
             for item in ending.follow
         ]
         follow += self.events()
@@ -147,24 +161,63 @@ class Settler:
         returned: list[Any] = []
         for receipt, ending in batch:
             if receipt is not None:
-                (returned if ending.code == REQUEUED else done).append(receipt)
+                # What another run has taken over is not ours to acknowledge.
+                back = ending.code == REQUEUED or id(ending) in taken_over
+                (returned if back else done).append(receipt)
+        self._refund([ending.refund for _, ending in batch if ending.refund])
         if self.consumer is not None and (done or returned):
             # Ack last: dying before this line runs the task twice; after an early ack loses it.
             self.consumer.settle(done, returned)
 
-    def _store_writes(self, writes: list[Write]) -> set[int]:
-        """Store records and return the `id()` of those that lost against another run's."""
+    def _look_at_retries(
+        self, retries: list[Ending], outdated: set[int], taken_over: set[int]
+    ) -> None:
+        """Find failed runs that are not the last ones of their tasks: they retry nothing.
+
+        Their records come after their messages, so it is not the store that stops them.
+        """
+        store = self.store
+        known = [ending for ending in retries if ending.writes and ending.rank is not None]
+        if store is None or not known:
+            return
+        ids = [ending.writes[0].task_id for ending in known]
+        for ending, data in zip(
+            known, self._insist("results store", lambda: store.fetch(ids)), strict=True
+        ):
+            if data is None or ending.rank is None:
+                continue
+            stored = (attempt_of(data), starts_of(data))
+            if is_terminal(data) or stored > ending.rank:
+                outdated.add(id(ending))
+                if not is_terminal(data) and stored[0] == ending.rank[0]:
+                    taken_over.add(id(ending))
+
+    def _refund(self, keys: list[str]) -> None:
+        """Take back the starts of what is given back; best effort, a start too many does little."""
+        if self.store is None or not keys:
+            return
+        try:
+            self.store.count_starts(keys, TTL_S, -1)
+        except (ResultsUnavailable, ConfigError) as error:
+            log.warning("starts of %d returned tasks stay counted error=%s", len(keys), error)
+
+    def _store_writes(self, writes: list[Write]) -> dict[int, bytes | None]:
+        """Store records; return those that lost, by `id()`, with what is stored instead."""
         store = self.store
         if store is None or not writes:
-            return set()
+            return {}
         taken = self._insist("results store", lambda: store.store(writes))
         lost = [write for write, ok in zip(writes, taken, strict=True) if not ok]
         if not lost:
-            return set()
+            return {}
         # A write whose answer was lost on the line is refused when it is repeated: it is ours all
         # the same, and what follows it must still be sent.
         stored = self._insist("results store", lambda: store.fetch([w.task_id for w in lost]))
-        return {id(write) for write, data in zip(lost, stored, strict=True) if data != write.record}
+        return {
+            id(write): data
+            for write, data in zip(lost, stored, strict=True)
+            if data != write.record
+        }
 
     def _publish(self, follow: Sequence[Outgoing]) -> None:
         waiting = list(follow)
@@ -203,7 +256,7 @@ class Settler:
                 return value
 
 
-def _is_refused(ending: Ending, refused: set[int]) -> bool:
+def _is_refused(ending: Ending, refused: Mapping[int, bytes | None]) -> bool:
     """Return whether another run of the task ended it first, and sends what follows.
 
     Not so for a malformed message: its id may be any, also one it shares with a finished task, and
@@ -212,6 +265,15 @@ def _is_refused(ending: Ending, refused: set[int]) -> bool:
     if ending.code == MALFORMED or not ending.writes:
         return False
     return id(ending.writes[0]) in refused
+
+
+def _is_taken_over(ending: Ending, refused: Mapping[int, bytes | None]) -> bool:
+    """Return whether a later start of the same attempt is under way: its end is what counts."""
+    write = ending.writes[0]
+    data = refused[id(write)]
+    if data is None or is_terminal(data):
+        return False
+    return attempt_of(data) == attempt_of(write.record) and outranks(data, write.record)
 
 
 def _rerouted(item: Outgoing, error: PublishError) -> Outgoing:

@@ -1,11 +1,16 @@
 """Servers that may be killed, on each version of RabbitMQ, and a proxy in front of them."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from proxy import Proxy
 from servers import RabbitServer
+
+# Workers as the acceptance tests start them: `fleet` lies there.
+sys.path.insert(0, str(Path(__file__).parents[1] / "acceptance"))
 
 LONG = bool(os.environ.get("LONG") or os.environ.get("TORTURE"))
 """Whether the long forms run."""
