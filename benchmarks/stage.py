@@ -100,7 +100,7 @@ class Stage:
         total = 0
         for path in self._counts.iterdir():
             data = path.read_bytes()
-            if path.name.isdigit() and len(data) == 8:
+            if path.name.replace("-", "").isdigit() and len(data) == 8:
                 total += int.from_bytes(data, "little")
         return total
 

@@ -16,7 +16,7 @@ from taskq.canvas import Chain, Signature
 from taskq.config import Settings, app_settings, nearest
 from taskq.declare import Declare, DeclareBound, register
 from taskq.errors import ConfigError, PublishError, ResultsDisabled
-from taskq.events.client import SentReport
+from taskq.events.client import SentReport, Shortened
 from taskq.hooks import Hooks
 from taskq.middleware import Middleware, compose_send
 from taskq.pending import PendingMarks
@@ -289,7 +289,10 @@ class TaskQ(Hooks):
 
     def _begin(self, prepared: Sequence[Prepared]) -> Publishing:
         batch = [item.outgoing for item in prepared]
-        publishing = self._sent.submit(self.broker, batch, self.settings.publish_timeout_s)
+        reported = self._sent.added_to(batch)
+        publishing = self.broker.submit(reported, self.settings.publish_timeout_s)
+        if len(reported) > len(batch):
+            publishing = Shortened(publishing, len(batch))
         # While the broker works on its confirm, PENDING is written: it costs no latency.
         store = self.results
         if store is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from taskq import codecs
 from taskq.errors import DecodeError, EncodeError
@@ -40,8 +40,7 @@ class Embed:
 _NO_EMBED = Embed()
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """A decoded body: `args` (list), `kwargs` (text keys), and what follows."""
 
     args: list[Any]

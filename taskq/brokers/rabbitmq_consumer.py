@@ -11,7 +11,7 @@ from typing import Any, Final
 from pika.exceptions import AMQPError
 
 from taskq.brokers.amqp_connection import StockConnection
-from taskq.brokers.amqp_properties import read_message
+from taskq.brokers.amqp_layouts import Layouts
 from taskq.brokers.amqp_session import (
     ACCESS_REFUSED,
     AccessDenied,
@@ -81,6 +81,7 @@ class RabbitConsumer(Consumer):
         self._links: list[Link] = []
         self._generation = 0
         self._batch: list[Delivery] = []
+        self._read_message = Layouts().read
         self._paused = False
         self._was_up = False
         self._closed = False
@@ -247,7 +248,7 @@ class RabbitConsumer(Consumer):
         batch = self._batch
         if not batch:
             self._loop.call_soon(self._hand_over)
-        message, deliveries, error = read_message(raw, body)
+        message, deliveries, error = self._read_message(raw, body)
         receipt = (self._generation, link, tag)
         batch.append(Delivery(receipt, link.queue, message, redelivered, deliveries, error))
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from taskq.brokers.base import Broker, Outgoing, Publishing
+from taskq.brokers.base import Outgoing, Publishing
 from taskq.config import Settings
 from taskq.errors import DecodeError, PublishError
 from taskq.events.bus import Record, Recorder
@@ -28,16 +28,14 @@ class SentReport:
             self._recorder = Recorder(self._app)
         return self._recorder
 
-    def submit(self, broker: Broker, batch: Sequence[Outgoing], timeout_s: float) -> Publishing:
-        """Do what `broker.submit` does, with the report behind the messages."""
+    def added_to(self, batch: Sequence[Outgoing]) -> Sequence[Outgoing]:
+        """Return the messages with the report behind them, where there is one."""
         if self._settings.events == "off" or not batch:
-            return broker.submit(batch, timeout_s)
+            return batch
         recorder = self.recorder()
         recorder.add([self._record(item) for item in batch])
         report = recorder.take()
-        if report is None:
-            return broker.submit(batch, timeout_s)
-        return _Shortened(broker.submit([*batch, report], timeout_s), len(batch))
+        return batch if report is None else [*batch, report]
 
     def _record(self, item: Outgoing) -> Record:
         if not self._settings.event_arguments:
@@ -77,7 +75,7 @@ def sent_record(item: Outgoing, more: Mapping[str, Any] | None = None) -> Record
     )
 
 
-class _Shortened:
+class Shortened:
     """A `Publishing` without the verdict on the report at its end."""
 
     def __init__(self, publishing: Publishing, count: int) -> None:

@@ -6,7 +6,7 @@ but for the clock; nothing here settles anything.
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgpack
@@ -272,7 +272,7 @@ def rejected(case: Case, text: str, us: int) -> Ending:
 def deferred(case: Case, due_ms: int) -> Ending:
     """Send an early message on towards its due time."""
     message = case.message
-    fresh = replace(message, headers=strip_broker_headers(message.headers))
+    fresh = message._replace(headers=strip_broker_headers(message.headers))
     return Ending(DEFERRED, (), (Outgoing(case.queue, fresh, due_ms),))
 
 

@@ -61,12 +61,12 @@ class Held:
         self.seen_started = False
 
     def item(self) -> tuple[Any, ...]:
-        """Return what an executor gets: tag, queue, redelivered, message."""
+        """Return what an executor gets: tag, queue, redelivered, message (a list there)."""
         delivery, envelope = self.delivery, self.envelope
         message = delivery.message
         if self.counted:
             message = message.with_headers(taskq_starts=envelope.starts, taskq_lost=envelope.lost)
-        return self.tag, delivery.queue, delivery.redelivered, message.to_list()
+        return self.tag, delivery.queue, delivery.redelivered, message
 
     def case(self, worker: str, results: bool) -> Case:
         """Return the subject of an ending."""

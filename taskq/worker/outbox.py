@@ -35,7 +35,7 @@ def pack_outcome(tag: int, ending: Ending) -> tuple[Any, ...]:
     writes = [(w.task_id, w.record, w.ttl_s) for w in ending.writes] if ending.writes else None
     follow = None
     if ending.follow:
-        follow = [(o.queue, o.message.to_list(), o.due_ms, o.dead) for o in ending.follow]
+        follow = [(o.queue, o.message, o.due_ms, o.dead) for o in ending.follow]
     return tag, ending.code, ending.runtime_us, writes, follow, ending.detail
 
 
