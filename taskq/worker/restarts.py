@@ -95,7 +95,7 @@ class Restarts:
                 self._take_back([held])
                 continue
             held.counted = True
-            held.envelope = replace(held.envelope, starts=verdict.starts, lost=verdict.lost)
+            held.envelope = held.envelope._replace(starts=verdict.starts, lost=verdict.lost)
             self._on_counted(held, verdict.ending)
 
     def _again(self, batch: Sequence[Held], places: Sequence[object]) -> None:
@@ -130,7 +130,7 @@ class Restarts:
         for _ in range(3):
             writes = []
             for at in open_at:
-                envelope = replace(cases[at].envelope, starts=verdicts[at].starts)
+                envelope = cases[at].envelope._replace(starts=verdicts[at].starts)
                 writes.append(endings.started(replace(cases[at], envelope=envelope)))
             taken = self._store.store(writes) if writes else []
             open_at = [at for at, ok in zip(open_at, taken, strict=True) if not ok]
@@ -161,7 +161,8 @@ def judge(case: Case, count: int, seen_started: bool) -> Verdict:
     lost = min(certain, starts)
     bound = case.info.max_retries if case.info is not None else 0
     if certain and case.envelope.retries + starts > bound:
-        spent = replace(case, envelope=replace(case.envelope, starts=starts, lost=starts - 1))
+        envelope = case.envelope._replace(starts=starts, lost=starts - 1)
+        spent = replace(case, envelope=envelope)
         return Verdict(starts, lost, losses.hub_lost(spent))
     return Verdict(starts, lost, None)
 
