@@ -24,6 +24,19 @@ def test_a_death_costs_the_running_task_one_attempt(fleet: Fleet, pool: str, how
 
 
 @pytest.mark.parametrize("pool", ["process", "thread", "asyncio"])
+def test_a_stack_that_overflows_costs_one_attempt(sqlite_fleet: Fleet, pool: str) -> None:
+    """Recursion through C code ends the process, not the call; its successor is there at once."""
+    worker = sqlite_fleet.start(pool=pool, slots=1)
+    (first,) = worker.children()
+
+    handle = sqlite_fleet.send("die", "overflow", 1)
+
+    assert handle.get(timeout=60) == "alive"
+    assert [run.attempt for run in sqlite_fleet.runs(handle.id)] == [1, 2]
+    until(lambda: worker.children() and first not in worker.children(), "the successor", 30)
+
+
+@pytest.mark.parametrize("pool", ["process", "thread", "asyncio"])
 def test_a_task_that_always_dies_ends_as_a_letter(fleet: Fleet, pool: str) -> None:
     """A poison message would otherwise kill every worker of the fleet, one after the other."""
     worker = fleet.start(pool=pool, slots=1)

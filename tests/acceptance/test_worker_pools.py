@@ -138,11 +138,13 @@ def test_nothing_is_left_when_the_hub_is_killed(fleet: Fleet, pool: str) -> None
     worker = fleet.start(pool=pool, slots=2)
     executors = worker.children()
     assert executors
+    running = fleet.send("stubborn", 60)
+    fleet.until_runs(1, running.id, 30)
 
     worker.signal(signal.SIGKILL)
     worker.wait()
 
-    until(lambda: not any(_alive(pid) for pid in executors), "the end of the executors", 10)
+    until(lambda: not any(_alive(pid) for pid in executors), "the end of the executors", 30)
 
 
 def _alive(pid: int) -> bool:

@@ -8,6 +8,7 @@ import asyncio
 import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -216,7 +217,15 @@ def die(self, how="kill", times=99, wait_s=0.0):
         os._exit(3)
     elif how == "segfault":
         ctypes.string_at(0)
+    elif how == "overflow":
+        sys.setrecursionlimit(1 << 30)
+        _deeper(0)
     return "not dead"
+
+
+def _deeper(_):
+    # Through C code: pure Python frames take no stack, so they end in MemoryError at best.
+    return list(map(_deeper, [0]))
 
 
 @app.task(name="grow", bind=True)
