@@ -19,7 +19,7 @@ from taskq.errors import ConfigError
 
 EMBEDDED_URL: Final = "sqlite:///taskq.db"
 DEFAULT_QUEUE: Final = "default"
-_NOT_SETTINGS: Final = frozenset({"TASKQ_APP", "TASKQ_CONFIG"})
+_NOT_SETTINGS: Final = frozenset({"TASKQ_APP", "TASKQ_CONFIG", "TASKQ_FAILPOINT"})
 _OFF: Final = frozenset({"", "off", "none", "disabled"})
 
 

@@ -33,7 +33,7 @@ _LETTERS: Final = {
 _STATES: Final = {letter: state for state, letter in _LETTERS.items()}
 MAX_ATTEMPT: Final = 2**24 - 1
 """Attempt of a record that must win over every running one: a cancel."""
-_MAX_STARTS: Final = 255
+MAX_STARTS: Final = 255
 TERMINAL_LETTERS: Final = b"SFCE"
 """First bytes of records that are final."""
 
@@ -107,7 +107,7 @@ def encode_success(
 
 def _rank(attempt: int, starts: int) -> int:
     # Bounded here: the attempt comes from a header, which may hold anything.
-    return min(attempt, MAX_ATTEMPT) << 8 | min(starts, _MAX_STARTS)
+    return min(attempt, MAX_ATTEMPT) << 8 | min(starts, MAX_STARTS)
 
 
 def decode_record(data: bytes) -> Record:

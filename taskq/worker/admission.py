@@ -4,7 +4,8 @@ from taskq import clock, outcome
 from taskq.brokers.base import Delivery
 from taskq.envelope import Envelope, read_envelope
 from taskq.errors import DecodeError
-from taskq.results.base import attempt_of, decode_record, is_terminal
+from taskq.message import Message
+from taskq.results.base import MAX_ATTEMPT, MAX_STARTS, attempt_of, decode_record, is_terminal
 from taskq.worker import endings, losses
 from taskq.worker.endings import Case, Ending
 from taskq.worker.held import Held
@@ -47,6 +48,8 @@ class Admission:
             except DecodeError as problem:
                 error = problem
         held = Held(self._tag, delivery, envelope, info)
+        if error is not None and delivery.redelivered:
+            held.envelope = _last_word(message)
         if error is not None:
             return held, endings.malformed(held.case(self._worker, self._results), error)
         if info is None:
@@ -82,6 +85,17 @@ class Admission:
         if expires_ms and clock.now_ms() >= expires_ms:
             return endings.final(case, outcome.EXPIRED, None)
         return None
+
+
+def _last_word(message: Message) -> Envelope:
+    """Return an envelope whose FAILURE outranks the STARTED record of the message's own attempt.
+
+    A worker of another version may have read it, and died while it ran it; here nobody can.
+    """
+    retries = message.headers.get("retries")
+    if not isinstance(retries, int) or not 0 <= retries < MAX_ATTEMPT:
+        retries = 0
+    return Envelope(retries=int(retries), starts=MAX_STARTS)
 
 
 def _delivered_too_often(held: Held) -> bool:

@@ -18,7 +18,7 @@ from taskq import clock, outcome
 from taskq.brokers.base import Broker, Consumer, Delivery
 from taskq.config import WorkerSettings
 from taskq.results.base import ResultStore
-from taskq.worker import endings, losses
+from taskq.worker import endings, failpoints, losses
 from taskq.worker.admission import Admission
 from taskq.worker.control import answer
 from taskq.worker.early import Early
@@ -306,6 +306,7 @@ class Hub:
 
     def _settled(self, count: int) -> None:
         self.unsettled -= count
+        failpoints.reach(failpoints.ACKED)
         self.intake.add(self._twins.settled(count))
 
     def _tick(self) -> None:

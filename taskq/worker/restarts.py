@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from taskq.errors import ResultsUnavailable
-from taskq.results.base import ResultStore, is_terminal, starts_of
+from taskq.results.base import MAX_STARTS, ResultStore, is_terminal, starts_of
 from taskq.worker import endings, losses
 from taskq.worker.admission import Admission
 from taskq.worker.endings import Case, Ending
@@ -28,7 +28,6 @@ from taskq.worker.settle import TTL_S
 log = logging.getLogger("taskq.worker")
 
 _PAUSE_S = 0.5
-_MOST = 255
 
 
 def count_key(case: Case) -> str:
@@ -143,7 +142,7 @@ class Restarts:
                 if ending is None and data is not None and not is_terminal(data):
                     # Another worker claimed it as well, or an older count ran out. The last claim
                     # holds: it is this one, and the other's run will store nothing.
-                    starts = min(max(starts, starts_of(data) + 1), _MOST)
+                    starts = min(max(starts, starts_of(data) + 1), MAX_STARTS)
                 verdicts[at] = Verdict(starts, verdicts[at].lost, ending)
             open_at = [at for at in open_at if verdicts[at].ending is None]
 
@@ -156,7 +155,7 @@ def judge(case: Case, count: int, seen_started: bool) -> Verdict:
         count: Its counted starts, this one included.
         seen_started: Whether the STARTED record of its attempt was found.
     """
-    starts = min(max(count, 0), _MOST)
+    starts = min(max(count, 0), MAX_STARTS)
     certain = max(starts - 1, 1 if seen_started else 0)
     lost = min(certain, starts)
     bound = case.info.max_retries if case.info is not None else 0

@@ -25,6 +25,7 @@ from taskq.results.base import (
     outranks,
     starts_of,
 )
+from taskq.worker import failpoints
 from taskq.worker.endings import MALFORMED, REQUEUED, Ending
 
 log = logging.getLogger("taskq.worker.settle")
@@ -144,6 +145,7 @@ class Settler:
         if retries:
             self._look_at_retries(retries, outdated, taken_over)
             retries = [ending for ending in retries if id(ending) not in outdated]
+        failpoints.reach(failpoints.STORED)
         follow = [
             item
             for _, ending in batch
@@ -153,10 +155,12 @@ class Settler:
         follow += self.events()
         if follow:
             self._publish(follow)
+        failpoints.reach(failpoints.CONFIRMED)
         # A retry's record comes after its message is confirmed: dying in between runs the attempt
         # twice; the other way round the redelivered original would be taken for outdated, and the
         # task would be lost.
         self._store_writes([write for ending in retries for write in ending.writes])
+        failpoints.reach(failpoints.BEFORE_ACK)
         done: list[Any] = []
         returned: list[Any] = []
         for receipt, ending in batch:

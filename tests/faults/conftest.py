@@ -12,6 +12,8 @@ from servers import RabbitServer
 # Workers as the acceptance tests start them: `fleet` lies there.
 sys.path.insert(0, str(Path(__file__).parents[1] / "acceptance"))
 
+from fleet import Fleet
+
 LONG = bool(os.environ.get("LONG") or os.environ.get("TORTURE"))
 """Whether the long forms run."""
 
@@ -36,3 +38,15 @@ def new_proxy() -> Iterator[Callable[[int], Proxy]]:
     yield make
     for proxy in made:
         proxy.close()
+
+
+@pytest.fixture(params=["sqlite", "rabbitmq"])
+def crash_fleet(request: pytest.FixtureRequest, tmp_path: Path) -> "Iterator[Fleet]":
+    """Workers that may die, on an empty broker, with results."""
+    if request.param == "sqlite":
+        urls = (f"sqlite:///{tmp_path}/work.db",) * 2
+    else:
+        urls = (request.getfixturevalue("rabbitmq_url"), request.getfixturevalue("redis_url"))
+    made = Fleet(tmp_path, *urls)
+    yield made
+    made.close()

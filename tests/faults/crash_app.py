@@ -58,6 +58,30 @@ def kill_hub_once(self, after_s=0.0):
     die_with_hub()
 
 
+@app.task(name="fail_always", bind=True, max_retries=1, retry=AT_ONCE)
+def fail_always(self):
+    note(self)
+    raise ValueError("always")
+
+
+@app.task(name="fail_first", bind=True, max_retries=3, retry=AT_ONCE)
+def fail_first(self):
+    note(self)
+    if not self.request.retries:
+        raise ValueError("at first")
+
+
+@app.task(name="hold", bind=True, max_retries=3, retry=AT_ONCE)
+def hold(self, sleeps_s, fail_first=False):
+    """Sleep for as long as this run's number says, and tell which process it was."""
+    number = runs_of(self)
+    note(self)
+    time.sleep(sleeps_s[min(number, len(sleeps_s) - 1)])
+    if fail_first and not number:
+        raise ValueError("the first run fails")
+    return os.getpid()
+
+
 @app.task(name="step", bind=True)
 def step(self, sleep_s=0.0, value=None):
     note(self)

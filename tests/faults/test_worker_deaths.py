@@ -1,8 +1,5 @@
 """A task that takes its whole worker with it: bounded by its own retries, neighbours untouched."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from fleet import Fleet
 from supervisor import keep_running
@@ -10,61 +7,49 @@ from supervisor import keep_running
 from taskq import TaskFailed
 
 
-@pytest.fixture(params=["sqlite", "rabbitmq"])
-def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Fleet]:
-    """Workers on an empty broker, with results."""
-    if request.param == "sqlite":
-        urls = (f"sqlite:///{tmp_path}/work.db",) * 2
-    else:
-        urls = (request.getfixturevalue("rabbitmq_url"), request.getfixturevalue("redis_url"))
-    made = Fleet(tmp_path, *urls)
-    yield made
-    made.close()
-
-
-def test_a_task_that_kills_its_worker_is_given_up_after_its_attempts(fleet: Fleet) -> None:
+def test_a_task_that_kills_its_worker_is_given_up_after_its_attempts(crash_fleet: Fleet) -> None:
     """Nobody but the store can count: each hub that could have counted is dead."""
-    before = fleet.send_many("step", 15, 0.005)
-    poison = fleet.send("kill_hub")
-    behind = fleet.send_many("step", 15, 0.005)
+    before = crash_fleet.send_many("step", 15, 0.005)
+    poison = crash_fleet.send("kill_hub")
+    behind = crash_fleet.send_many("step", 15, 0.005)
     handles = [*before, *behind]
 
     keep_running(
-        fleet,
+        crash_fleet,
         lambda: poison.state == "FAILURE" and all(h.state == "SUCCESS" for h in handles),
         "the end of all tasks",
     )
 
-    assert len(fleet.runs(poison.id)) == 3  # max_retries=2
+    assert len(crash_fleet.runs(poison.id)) == 3  # max_retries=2
     with pytest.raises(TaskFailed) as caught:
         poison.get(timeout=30)
     assert caught.value.remote_type == "WorkerLost"
-    (letter,) = fleet.until_letters(1, 30)
+    (letter,) = crash_fleet.until_letters(1, 30)
     assert letter.message.id == poison.id
     assert letter.story["reason"] == "worker_lost"
     assert letter.story["attempts"] == 3
 
 
-@pytest.mark.parametrize("fleet", ["sqlite"], indirect=True)
-def test_a_task_survives_fewer_deaths_than_it_has_attempts(fleet: Fleet) -> None:
+@pytest.mark.parametrize("crash_fleet", ["sqlite"], indirect=True)
+def test_a_task_survives_fewer_deaths_than_it_has_attempts(crash_fleet: Fleet) -> None:
     """The run that at last goes well knows how many were lost, and its result is kept."""
-    handle = fleet.send("kill_hub", 2)
+    handle = crash_fleet.send("kill_hub", 2)
 
-    keep_running(fleet, lambda: handle.state == "SUCCESS", "the result")
+    keep_running(crash_fleet, lambda: handle.state == "SUCCESS", "the result")
 
-    assert len(fleet.runs(handle.id)) == 3
+    assert len(crash_fleet.runs(handle.id)) == 3
     # The first delivery's start is counted by nobody, so one of the two deaths is certain.
     assert handle.get(timeout=30) == 1
-    assert fleet.letters() == []
+    assert crash_fleet.letters() == []
 
 
-@pytest.mark.parametrize("fleet", ["rabbitmq"], indirect=True)
-def test_without_retries_a_start_that_was_recorded_is_the_only_one(fleet: Fleet) -> None:
+@pytest.mark.parametrize("crash_fleet", ["rabbitmq"], indirect=True)
+def test_without_retries_a_start_that_was_recorded_is_the_only_one(crash_fleet: Fleet) -> None:
     """STARTED is stored after a fifth of a second; from there on one start is certain."""
-    handle = fleet.send("kill_hub_once", 1.5)
+    handle = crash_fleet.send("kill_hub_once", 1.5)
 
-    keep_running(fleet, lambda: handle.state == "FAILURE", "the failure")
+    keep_running(crash_fleet, lambda: handle.state == "FAILURE", "the failure")
 
-    assert len(fleet.runs(handle.id)) == 1
-    (letter,) = fleet.until_letters(1, 30)
+    assert len(crash_fleet.runs(handle.id)) == 1
+    (letter,) = crash_fleet.until_letters(1, 30)
     assert letter.story["reason"] == "worker_lost"

@@ -10,7 +10,7 @@ from taskq.codecs import dumps
 from taskq.config import app_settings
 from taskq.errors import DecodeError
 from taskq.message import UNKNOWN_SINCE, Message
-from taskq.results.base import MAX_ATTEMPT, Record, decode_record, encode_record
+from taskq.results.base import MAX_ATTEMPT, Record, decode_record, encode_record, outranks
 from taskq.worker import endings
 from taskq.worker.admission import DUPLICATE, Admission
 from taskq.worker.held import Held
@@ -93,6 +93,21 @@ def test_an_unknown_task_of_age_is_a_letter(admission: Admission) -> None:
     assert ending.code == outcome.FAILURE
     assert [item.dead for item in ending.follow] == [True]
     assert ending.follow[0].message.headers["taskq-dead-reason"] == "unknown_task"
+
+
+def test_an_unreadable_message_that_was_started_once_ends_all_the_same(
+    admission: Admission,
+) -> None:
+    """Its STARTED record, of a counted start too, would otherwise stay for ever."""
+    redelivered = Delivery(1, "q", Message("known", "id-1", BODY, {"retries": 2, "eta": 7}), True)
+
+    _, ending = admission.open(redelivered)
+
+    assert ending is not None
+    assert ending.code == endings.MALFORMED
+    (write,) = ending.writes
+    assert not outranks(encode_record(Record(outcome.STARTED, 2, starts=3)), write.record)
+    assert outranks(encode_record(Record(outcome.RETRY, 3)), write.record)
 
 
 @pytest.mark.parametrize("state", [outcome.PENDING, outcome.STARTED])

@@ -1,0 +1,57 @@
+"""Named points at which a worker can be made to die, for the tests that prove what happens then.
+
+`TASKQ_FAILPOINT=confirmed:kill:3` kills the hub with SIGKILL when it reaches the point `confirmed`
+for the third time; `stop` instead of `kill` freezes it with SIGSTOP. The variable is read once, at
+import; unset, a point is one comparison for each batch.
+"""
+
+import os
+import signal
+from typing import Final
+
+from taskq.errors import ConfigError
+
+STORED: Final = "stored"
+"""Results are stored, follow-ups not sent."""
+CONFIRMED: Final = "confirmed"
+"""Follow-ups (retries, next steps, dead letters) are confirmed, retry records not stored."""
+BEFORE_ACK: Final = "before-ack"
+"""All is stored and confirmed, nothing is acknowledged."""
+ACKED: Final = "acked"
+"""The acknowledgement is on its way."""
+POINTS: Final = (STORED, CONFIRMED, BEFORE_ACK, ACKED)
+_ACTIONS: Final = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
+
+
+class Failpoint:
+    """One point and what happens when it is reached for the n-th time."""
+
+    def __init__(self, text: str) -> None:
+        """Read `point:action` or `point:action:n`; empty text is no point at all.
+
+        Raises:
+            ConfigError: For an unknown point or action.
+        """
+        self.point, _, rest = text.partition(":")
+        action, _, count = rest.partition(":")
+        if text and (self.point not in POINTS or action not in _ACTIONS or not _counts(count)):
+            raise ConfigError(
+                f"TASKQ_FAILPOINT={text!r}: use POINT:ACTION or POINT:ACTION:N with a point of "
+                f"{', '.join(POINTS)} and an action of {', '.join(_ACTIONS)}"
+            )
+        self._signal = _ACTIONS.get(action, signal.SIGKILL)
+        self._left = int(count or 1)
+
+    def reach(self, point: str) -> None:
+        """Act if this is the point and its time has come."""
+        if point == self.point:
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), self._signal)
+
+
+def _counts(text: str) -> bool:
+    return not text or (text.isascii() and text.isdigit() and int(text) > 0)
+
+
+reach = Failpoint(os.environ.get("TASKQ_FAILPOINT", "")).reach
