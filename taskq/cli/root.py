@@ -20,6 +20,8 @@ COMMANDS: Final = {
     "queues": ("taskq.cli.queues", "Look at queues, and empty them."),
     "dead": ("taskq.cli.dead", "Look after dead letters."),
     "inspect": ("taskq.cli.inspect", "Ask running workers."),
+    "events": ("taskq.cli.events", "Look at lifecycle events: live, recorded, counted."),
+    "history": ("taskq.cli.events:history", "Show the life of a task."),
     "doctor": ("taskq.cli.doctor", "Examine configuration and servers."),
     "demo": ("taskq.cli.demo", "Show tasks of each kind with a real worker."),
     "completion": ("taskq.cli.completion", "Print a completion script for a shell."),
