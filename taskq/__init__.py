@@ -19,6 +19,7 @@ from taskq._version import __version__
 from taskq.app import TaskQ
 from taskq.canvas import Chain, Signature, chain
 from taskq.errors import (
+    AlreadyQueued,
     BrokerError,
     BrokerUnavailable,
     ConfigError,
@@ -26,6 +27,7 @@ from taskq.errors import (
     DecodeError,
     EncodeError,
     Ignore,
+    KeyExpressionFailed,
     PublishError,
     Reject,
     RemoteError,
@@ -43,6 +45,7 @@ from taskq.errors import (
     TopologyMismatch,
     WorkerLost,
 )
+from taskq.flow.spec import CircuitBreaker, RetryBudget
 from taskq.middleware import Middleware
 from taskq.request import Request
 from taskq.result import AsyncResult
@@ -52,16 +55,19 @@ from taskq.shared import current_app, task
 from taskq.task import AsyncTask, Task
 
 __all__ = [
+    "AlreadyQueued",
     "AsyncResult",
     "AsyncTask",
     "BrokerError",
     "BrokerUnavailable",
     "Chain",
+    "CircuitBreaker",
     "ConfigError",
     "Control",
     "DecodeError",
     "EncodeError",
     "Ignore",
+    "KeyExpressionFailed",
     "Middleware",
     "PublishError",
     "Reject",
@@ -72,6 +78,7 @@ __all__ = [
     "ResultsDisabled",
     "ResultsUnavailable",
     "Retry",
+    "RetryBudget",
     "RetryPolicy",
     "Signature",
     "SoftTimeLimitExceeded",

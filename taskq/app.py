@@ -17,6 +17,7 @@ from taskq.config import Settings, app_settings, nearest
 from taskq.declare import Declare, DeclareBound, register
 from taskq.errors import ConfigError, PublishError, ResultsDisabled
 from taskq.events.client import SentReport, Shortened
+from taskq.flow.sending import Claims, stamp
 from taskq.hooks import Hooks
 from taskq.middleware import Middleware, compose_send
 from taskq.pending import PendingMarks
@@ -29,6 +30,7 @@ from taskq.task import AsyncTask, BaseTask, Task, make_task
 
 if TYPE_CHECKING:
     from taskq.events.stream import Events
+    from taskq.flow.store import FlowStore
 
 log = logging.getLogger("taskq.app")
 
@@ -82,6 +84,8 @@ class TaskQ(Hooks):
         self._lock = threading.RLock()
         self._broker: Broker | None = None
         self._results: ResultStore | None = None
+        self._flow: tuple[ResultStore, FlowStore] | None = None
+        self._claims = Claims(self._find)
         self._marks = PendingMarks()
         self._sent = SentReport(name, self.settings)
         make_current(self)
@@ -133,6 +137,22 @@ class TaskQ(Hooks):
 
         return Events(lambda: self.broker, self._sent.recorder)
 
+    def flow(self) -> "FlowStore":
+        """Return the store of limits, claims and circuit breakers; opened on first use.
+
+        Raises:
+            ConfigError: If results are off, where they live.
+        """
+        from taskq.flow.stores import open_flow
+
+        results = self.results
+        if results is None:
+            raise ConfigError("limits live in the results store: set `results=` or TASKQ_RESULTS")
+        with self._lock:
+            if self._flow is None or self._flow[0] is not results:
+                self._flow = (results, open_flow(results))
+            return self._flow[1]
+
     @overload
     def task(  # type: ignore[overload-overlap]
         self, function: Callable[P, Coroutine[Any, Any, R]], /
@@ -175,24 +195,26 @@ class TaskQ(Hooks):
             PublishError: If at least one was not confirmed; `failed_ids` names all such.
         """
         prepared = self._prepare(calls)
+        kept, there = self._claims.take(prepared, self.flow)
         batch = _batch.get()
         if batch is not None and batch.owner is self:
-            batch.add(prepared)
+            batch.add(kept)
         else:
-            raise_first(send_parts(prepared, self._begin))
-        return [self._handle(item) for item in prepared]
+            raise_first(send_parts(kept, self._begin))
+        return self._handles(prepared, there)
 
     async def asend(self, calls: Sequence[Signature[Any] | Chain]) -> list[AsyncResult[Any]]:
         """Do what `send` does without blocking the loop."""
         import asyncio
 
         prepared = self._prepare(calls)
+        kept, there = await asyncio.to_thread(self._claims.take, prepared, self.flow)
         errors: list[PublishError | None] = []
-        for part in parts(prepared):
+        for part in parts(kept):
             publishing = await asyncio.to_thread(self._begin, part)
             errors += await publishing.wait_async()
         raise_first(errors)
-        return [self._handle(item) for item in prepared]
+        return self._handles(prepared, there)
 
     def send_task(
         self,
@@ -268,7 +290,14 @@ class TaskQ(Hooks):
             known = self._find(first.task)
             if known is not None:
                 known.check_arguments(first.args, first.kwargs)
-            item = prepare(call, self._defaults, self.settings)
+            item = stamp(
+                prepare(call, self._defaults, self.settings),
+                known,
+                first.args,
+                first.kwargs,
+                first.options.get("idempotency_key"),
+                self.settings.results is not None,
+            )
             prepared.append(self._through_middleware(item) if self.middlewares else item)
         return prepared
 
@@ -299,7 +328,15 @@ class TaskQ(Hooks):
             # Where the store sees the queue itself, only later steps of chains need a mark.
             skipped = 1 if store.covers(self.broker.url) else 0
             self._marks.write(store, prepared, skipped, self.settings.result_ttl_s)
-        return publishing
+        return self._claims.watch(publishing, prepared, self.flow)
+
+    def _handles(
+        self, prepared: Sequence[Prepared], there: Mapping[int, str]
+    ) -> list[AsyncResult[Any]]:
+        return [
+            AsyncResult(there[at], self) if at in there else self._handle(item)
+            for at, item in enumerate(prepared)
+        ]
 
     def _handle(self, item: Prepared) -> AsyncResult[Any]:
         handle: AsyncResult[Any] | None = None

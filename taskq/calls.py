@@ -22,6 +22,7 @@ OPTIONS: Final = frozenset(
         "countdown",
         "eta",
         "expires",
+        "idempotency_key",
         "queue",
         "priority",
         "task_id",

@@ -46,7 +46,9 @@ class Settings:
     result_ttl_s: int = _setting(86400, "how long results are kept", 1)
     failure_ttl_s: int = _setting(7 * 86400, "how long failures are kept", 1)
     dead_ttl_s: int = _setting(14 * 86400, "how long dead letters are kept", 60)
-    lease_s: float = _setting(30.0, "how long the embedded broker trusts a silent worker", 0.5)
+    lease_s: float = _setting(
+        30.0, "how long a silent worker keeps messages (embedded broker) and slots", 0.5
+    )
     max_retries: int = _setting(3, "retries of tasks that set none; 0 turns them off", 0)
     unknown_max_age_s: float = _setting(600.0, "how long tasks that no worker knows are parked", 0)
     events: Literal["on", "durable", "off"] = _setting(

@@ -8,6 +8,8 @@
     ├── BrokerError
     │   ├── BrokerUnavailable       the broker cannot be reached
     │   └── PublishError            a send was not confirmed in time
+    ├── AlreadyQueued               a task of that unique key is queued or running
+    ├── KeyExpressionFailed         a key cannot be made from a call's arguments
     ├── EncodeError                 a value cannot be written to the wire
     ├── DecodeError                 a message or record cannot be read
     ├── ResultError
@@ -73,6 +75,42 @@ class PublishError(BrokerError):
 
     def __reduce__(self) -> tuple[type["PublishError"], tuple[str, str, str]]:
         return type(self), (self.task_id, self.reason, self.detail)
+
+
+class AlreadyQueued(TaskqError):
+    """A task of the same unique key is queued or running, so this one was not sent.
+
+    Attributes:
+        task: Name of the task.
+        task_id: Id of the one that is there already.
+    """
+
+    def __init__(self, task: str, task_id: str) -> None:
+        super().__init__(f"{task} is queued or running already, as {task_id}")
+        self.task = task
+        self.task_id = task_id
+
+    def __reduce__(self) -> tuple[type["AlreadyQueued"], tuple[str, str]]:
+        return type(self), (self.task, self.task_id)
+
+
+class KeyExpressionFailed(TaskqError):
+    """A key cannot be made from the arguments of a call.
+
+    Attributes:
+        expression: The expression, or the callable's name.
+        problem: What went wrong.
+    """
+
+    def __init__(self, expression: str, problem: object) -> None:
+        kind = type(problem).__name__ if isinstance(problem, Exception) else ""
+        text = f"{kind}: {problem}" if kind else str(problem)
+        super().__init__(f"no key from {expression!r} with these arguments: {text}")
+        self.expression = expression
+        self.problem = text
+
+    def __reduce__(self) -> tuple[type["KeyExpressionFailed"], tuple[str, str]]:
+        return type(self), (self.expression, self.problem)
 
 
 class EncodeError(TaskqError):

@@ -26,6 +26,12 @@ STARTS = "taskq-starts"
 LOST = "taskq-lost"
 """The last two travel from a hub to its executors only; a message that is sent carries neither."""
 DEAD_PREFIX = "taskq-dead-"
+KEYS = "taskq-keys"
+"""Keys of a message's limits: a map of kind (`r c u i b`) to key."""
+CLAIMED = "x"
+"""Kind in `taskq-keys` that says that the sender holds the claim of `u`."""
+WAITED = "taskq-waited"
+"""What a limit sent back: [kinds, promised moment in us, version of the limits]."""
 
 
 class Message(NamedTuple):

@@ -14,6 +14,7 @@ from taskq.message import (
     REPLAYS,
     STARTS,
     UNKNOWN_SINCE,
+    WAITED,
     Message,
 )
 
@@ -64,6 +65,7 @@ def retried(message: Message, retries: int, due_ms: int, error: RemoteError) -> 
     headers[HISTORY] = history
     headers.setdefault(FIRST, now)
     headers.pop("eta", None)
+    headers.pop(WAITED, None)
     headers["retries"] = retries
     headers[DUE] = due_ms
     return message._replace(headers=headers)
@@ -111,7 +113,7 @@ def revived(message: Message) -> Message:
         name: value
         for name, value in strip_broker_headers(message.headers).items()
         if not name.startswith(DEAD_PREFIX)
-        and name not in (DUE, FIRST, HISTORY, UNKNOWN_SINCE, "retries", "eta", "expires")
+        and name not in (DUE, FIRST, HISTORY, UNKNOWN_SINCE, WAITED, "retries", "eta", "expires")
     }
     replays = message.headers.get(REPLAYS)
     # A hostile header may hold anything, and its letter must be replayable all the same.

@@ -5,15 +5,25 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal
 
 from taskq.brokers.base import check_queue_name
 from taskq.config import nearest
 from taskq.errors import ConfigError
+from taskq.flow.spec import (
+    CircuitBreaker,
+    FlowOptions,
+    KeyOption,
+    RetryBudget,
+    Unique,
+)
 from taskq.retry import RetryPolicy
 
+if TYPE_CHECKING:
+    from taskq.flow.declared import FlowSpec
 
-class TaskOptions(TypedDict, total=False):
+
+class TaskOptions(FlowOptions, total=False):
     """What `@app.task(...)` takes; see `TaskSpec` for the meaning of each."""
 
     name: str
@@ -48,6 +58,23 @@ class TaskSpec:
         ignore_result: Whether the value is thrown away; the state is kept all the same.
         result_ttl: Seconds to keep the result; None for the app's setting.
         expires: Seconds after sending within which it must start; None for ever.
+        rate_limit: Starts per period in all workers together, such as `100/m`; more wait.
+        rate_burst: Starts that may follow each other at once; a tenth of a second's by default.
+        rate_limit_key: Expression such as `args[0]`, or a callable of the arguments: one rate for
+            each of its values.
+        max_concurrency: Runs at one time in all workers together; more wait.
+        concurrency_key: As `rate_limit_key`: so many runs for each of its values.
+        unique: `until_start`, `until_done` or seconds: one message of a key at a time.
+        unique_key: As `rate_limit_key`; all arguments by default.
+        unique_ttl: Seconds after which a claim ends whose message is lost; a day by default.
+        on_duplicate: What a second call gets: the `existing` handle, or `raise` for AlreadyQueued.
+        debounce: Seconds to wait for a later call of the same key, whose arguments then win.
+        idempotency_key: As `rate_limit_key`: one successful run for each of its values.
+        idempotency_ttl: Seconds for which a success counts; a day by default.
+        circuit_breaker: When to stop starting it because its runs fail.
+        circuit_breaker_key: As `rate_limit_key`: one breaker for each of its values.
+        retry_budget: Share of the traffic that may be retries, as a number or a RetryBudget.
+        flow: The options from `rate_limit` on, checked; None where there are none.
     """
 
     name: str
@@ -63,6 +90,22 @@ class TaskSpec:
     ignore_result: bool = False
     result_ttl: int | None = None
     expires: float | None = None
+    rate_limit: str | None = None
+    rate_burst: int | None = None
+    rate_limit_key: KeyOption | None = None
+    max_concurrency: int | None = None
+    concurrency_key: KeyOption | None = None
+    unique: Unique | None = None
+    unique_key: KeyOption | None = None
+    unique_ttl: float | None = None
+    on_duplicate: Literal["existing", "raise"] | None = None
+    debounce: float | None = None
+    idempotency_key: KeyOption | None = None
+    idempotency_ttl: float | None = None
+    circuit_breaker: CircuitBreaker | None = None
+    circuit_breaker_key: KeyOption | None = None
+    retry_budget: float | RetryBudget | None = None
+    flow: "FlowSpec | None" = field(init=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not 0 < len(self.name.encode()) <= 200:
@@ -83,6 +126,15 @@ class TaskSpec:
             )
         if self.serializer not in ("", "msgpack", "json"):
             raise ConfigError(f"{self.name}: serializer {self.serializer!r}: 'msgpack' or 'json'")
+        object.__setattr__(self, "flow", self._read_flow())
+
+    def _read_flow(self) -> "FlowSpec | None":
+        given = {name: getattr(self, name) for name in FlowOptions.__annotations__}
+        if not any(value is not None for value in given.values()):
+            return None
+        from taskq.flow.declared import make_flow
+
+        return make_flow(self.name, given)
 
 
 def _whole(spec: TaskSpec, name: str, low: int, high: int) -> None:
@@ -102,7 +154,7 @@ def _positive(spec: TaskSpec, name: str) -> None:
         raise ConfigError(f"{spec.name}: {name} is {value!r}; use seconds above 0")
 
 
-_OPTION_NAMES = tuple(item.name for item in fields(TaskSpec))
+_OPTION_NAMES = tuple(item.name for item in fields(TaskSpec) if item.init)
 
 
 def default_name(function: Callable[..., Any]) -> str:

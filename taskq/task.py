@@ -65,6 +65,14 @@ class BaseTask(Generic[P, R]):
         """The call being run in this context; an empty one with `called_directly` in place."""
         return current_request.get() or Request(task=self.name, called_directly=True)
 
+    @property
+    def call_signature(self) -> inspect.Signature:
+        """The function's signature as callers see it: without the task of a bound one."""
+        whole = inspect.signature(self.function)
+        if not self.spec.bind:
+            return whole
+        return whole.replace(parameters=list(whole.parameters.values())[1:])
+
     def check_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Hold arguments against the function's signature.
 
@@ -115,6 +123,7 @@ class BaseTask(Generic[P, R]):
         time_limit: int | None = None,
         soft_time_limit: int | None = None,
         ignore_result: bool | None = None,
+        idempotency_key: str | int | None = None,
         link: "Signature[Any] | Sequence[Signature[Any]] | None" = None,
         link_error: "Signature[Any] | Sequence[Signature[Any]] | None" = None,
     ) -> AsyncResult[R]:
@@ -134,6 +143,7 @@ class BaseTask(Generic[P, R]):
             time_limit: Hard limit of this call in whole seconds.
             soft_time_limit: Soft limit of this call in whole seconds.
             ignore_result: Whether the value is thrown away.
+            idempotency_key: At most one run succeeds of all calls of this task with this key.
             link: Signatures sent with the value after success.
             link_error: Signatures sent with the task's id after a final failure.
 
@@ -155,6 +165,7 @@ class BaseTask(Generic[P, R]):
             "time_limit": time_limit,
             "soft_time_limit": soft_time_limit,
             "ignore_result": ignore_result,
+            "idempotency_key": idempotency_key,
             "link": link,
             "link_error": link_error,
         }

@@ -3,6 +3,9 @@
 ROWS: dict[str, int] = {
     **dict.fromkeys(("errors", "clock", "_version"), 0),
     **dict.fromkeys(("config", "codecs", "message", "body", "envelope"), 1),
+    **dict.fromkeys(("flow", "flow.spec", "flow.keys", "flow.asks", "flow.rules"), 1),
+    **dict.fromkeys(("flow.returns", "flow.declared"), 1),
+    **dict.fromkeys(("flow.store",), 2),
     **dict.fromkeys(("plain", "request", "resend", "retry"), 1),
     **dict.fromkeys(("outcome", "embedded", "embedded.*", "schedules", "schedules.*"), 1),
     **dict.fromkeys(("brokers", "brokers.base", "results", "results.base"), 2),
@@ -10,6 +13,7 @@ ROWS: dict[str, int] = {
     **dict.fromkeys(("spec", "pending", "shared"), 3),
     **dict.fromkeys(("task", "result", "canvas", "calls", "batch", "declare", "hooks"), 3),
     **dict.fromkeys(("brokers.*", "results.*"), 3),
+    **dict.fromkeys(("flow.stores", "flow.*"), 3),
     **dict.fromkeys(("app", ""), 4),
     **dict.fromkeys(("worker", "worker.*", "scheduler", "scheduler.*", "deadletters"), 5),
     **dict.fromkeys(("doctor", "letter", "metrics", "testing", "loading"), 5),

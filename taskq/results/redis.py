@@ -147,6 +147,52 @@ class RedisResults(ResultStore):
         self._watcher.close()
         self._pool.disconnect()
 
+    @property
+    def prefix(self) -> str:
+        """What every key begins with, before a colon."""
+        return self._address.prefix
+
+    def result_keys(self, task_ids: Sequence[str]) -> list[str]:
+        """Return the keys of records, for scripts that look at them."""
+        return self._keys(task_ids)
+
+    def run_script(self, script: Script, parts: Sequence[tuple[list[str], list[Any]]]) -> list[Any]:
+        """Run a script once per part (keys, arguments), all in one round trip.
+
+        A connection that breaks is replaced and the whole sent again, so a part may run twice.
+
+        Raises:
+            ResultsUnavailable: If Redis cannot be reached.
+            ConfigError: If it refuses.
+        """
+        return self._run(script, lambda again: list(parts))
+
+    def scan(self, pattern: str) -> list[str]:
+        """Return the keys that match a pattern of Redis; for looking, not for every day.
+
+        Args:
+            pattern: What follows `prefix` and a colon.
+        """
+        found: set[bytes] = set()
+        cursor: Any = b"0"
+        while True:
+            match = f"{self.prefix}:{pattern}"
+            request: _Request = ("SCAN", cursor, "MATCH", match, "COUNT", 1000)
+            ((cursor, keys),) = self._call(_always(request))
+            found.update(keys)
+            if int(cursor) == 0:
+                return sorted(key.decode("utf-8", "replace") for key in found)
+
+    def server_time(self) -> tuple[int, int]:
+        """Return the server's clock: (epoch seconds, microseconds)."""
+        ((seconds, micros),) = self._call(lambda again: [("TIME",)])
+        return int(seconds), int(micros)
+
+    def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Return the values of keys; None where there is none."""
+        requests = [("MGET", *part) for part in _slices(list(keys))]
+        return [value for reply in self._call(lambda again: requests) for value in reply]
+
     def _keys(self, task_ids: Sequence[str]) -> list[str]:
         return [self._result_prefix + task_id for task_id in task_ids]
 
@@ -219,6 +265,10 @@ def _reply(connection: Any) -> Any:
         return connection.read_response()
     except ResponseError as error:
         return error
+
+
+def _always(request: _Request) -> Callable[[bool], Sequence[_Request]]:
+    return lambda again: [request]
 
 
 def _nothing() -> None:

@@ -26,14 +26,15 @@ class Script:
         return ("EVAL", self.text, len(keys), *keys, *arguments)
 
 
-def _script(text: str) -> Script:
+def make_script(text: str) -> Script:
+    """Return a script with the name that Redis will cache it under."""
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
 # ARGV: whether the batch may have been applied already, then record and TTL of each key.
 # Ranks are compared as numbers: Lua compares strings by the server's locale.
 # A key may come twice in a batch: `latest` is what the batch itself has written to it.
-STORE = _script("""
+STORE = make_script("""
 local found = redis.call('MGET', unpack(KEYS))
 local again = ARGV[1] == '1'
 local latest = {}
@@ -61,7 +62,7 @@ return table.concat(taken)
 """)
 
 # ARGV: the record of PENDING, TTL.
-MARK = _script("""
+MARK = make_script("""
 for _, key in ipairs(KEYS) do
   redis.call('SET', key, ARGV[1], 'EX', ARGV[2], 'NX')
 end
@@ -69,7 +70,7 @@ return #KEYS
 """)
 
 # ARGV: TTL, by how much.
-COUNT = _script("""
+COUNT = make_script("""
 local counts = {}
 for i, key in ipairs(KEYS) do
   counts[i] = redis.call('INCRBY', key, ARGV[2])

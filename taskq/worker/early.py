@@ -39,7 +39,8 @@ class Early:
         Returns:
             False when it must be sent on instead.
         """
-        crowded = len(self._held) * 2 > prefetch
+        # What a limit let through is held in any case: its start is paid for.
+        crowded = held.grant is None and len(self._held) * 2 > prefetch
         if early_ms > (_CROWDED_HOLD_MS if crowded else _HOLD_MS):
             return False
         self._held.add(held)
@@ -49,7 +50,7 @@ class Early:
     def _due(self, held: Held) -> None:
         if held not in self._held:
             return
-        left_ms = held.envelope.due_ms - clock.now_ms()
+        left_ms = held.due_ms - clock.now_ms()
         if left_ms > 0:
             # The loop's clock and the wall clock differ by a little: never early.
             self._loop.call_later(left_ms / 1000, self._due, held)

@@ -5,7 +5,7 @@ but for the clock; nothing here settles anything.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +14,13 @@ import msgpack
 from taskq import clock, outcome
 from taskq.body import Embed, decode_call
 from taskq.brokers.base import Outgoing
-from taskq.canvas import errback_outgoing, step_ids
+from taskq.canvas import errback_outgoing, next_outgoing, step_ids
 from taskq.envelope import Envelope
 from taskq.errors import DecodeError, EncodeError, RemoteError
-from taskq.message import FIRST, UNKNOWN_SINCE, Message
+from taskq.flow.asks import Release
+from taskq.message import FIRST, KEYS, UNKNOWN_SINCE, Message
 from taskq.resend import dead, retried, strip_broker_headers
-from taskq.results.base import Record, Write, encode_record, encode_success
+from taskq.results.base import Record, Write, decode_record, encode_record, encode_success
 from taskq.worker.manifest import TaskInfo
 
 IGNORED = "IGNORED"
@@ -27,6 +28,7 @@ REQUEUED = "REQUEUED"
 DEFERRED = "DEFERRED"
 PARKED = "PARKED"
 MALFORMED = "MALFORMED"
+KEYED = "KEYED"
 _NO_EMBED = Embed()
 
 
@@ -35,7 +37,7 @@ class Ending:
     """What a run, or the refusal to run, leads to.
 
     Attributes:
-        code: A state of `taskq.outcome`, or IGNORED, REQUEUED, DEFERRED, PARKED, MALFORMED.
+        code: A state of `taskq.outcome`, or IGNORED, REQUEUED, DEFERRED, PARKED, MALFORMED, KEYED.
         writes: Records to store.
         follow: Messages that must be confirmed before the delivery is acknowledged.
         runtime_us: How long the run took, in microseconds; 0 where there was none.
@@ -43,6 +45,8 @@ class Ending:
         rank: Of a RETRY: (attempt, counted start) of the run that failed, which must still be the
             last one; set by the hub.
         refund: Of a REQUEUED: whose counted start came to nothing, or empty; set by the hub.
+        tripped: Whether the failure counts for the task's circuit breaker.
+        release: What flow control takes back, set by the hub; None where nothing was held.
     """
 
     code: str
@@ -52,6 +56,8 @@ class Ending:
     detail: str = ""
     rank: tuple[int, int] | None = None
     refund: str = ""
+    tripped: bool = False
+    release: Release | None = None
 
 
 # Not frozen: one is made for every run, and a frozen one costs 0.6 us more.
@@ -274,6 +280,31 @@ def deferred(case: Case, due_ms: int) -> Ending:
     message = case.message
     fresh = message._replace(headers=strip_broker_headers(message.headers))
     return Ending(DEFERRED, (), (Outgoing(case.queue, fresh, due_ms),))
+
+
+def keyed(case: Case, keys: Mapping[str, str]) -> Ending:
+    """Send a message back to its queue with the keys that its sender did not compute."""
+    known = case.message.headers.get(KEYS)
+    headers = strip_broker_headers(case.message.headers)
+    headers[KEYS] = {**(known if isinstance(known, dict) else {}), **keys}
+    return Ending(KEYED, (), (Outgoing(case.queue, case.message._replace(headers=headers)),))
+
+
+def repeated(case: Case, data: bytes | None) -> Ending:
+    """End a task whose idempotency key has succeeded: with the value of the run that did.
+
+    Args:
+        case: The delivery.
+        data: Record of that run; None when it is not kept any more.
+    """
+    record = Record(outcome.SUCCESS)
+    with contextlib.suppress(DecodeError):
+        record = record if data is None else decode_record(data)
+    embed, follow = case.follows(), []
+    if embed.chain or embed.callbacks:
+        root_id = case.envelope.root_id or case.message.id
+        follow = next_outgoing(case.message, embed, record.result(), case.queue, root_id)
+    return succeeded(case, record.value, follow, 0)
 
 
 def parked(case: Case, max_age_s: float) -> Ending:

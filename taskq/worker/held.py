@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskq.brokers.base import Delivery
 from taskq.envelope import Envelope
+from taskq.flow.asks import Release, Verdict
 from taskq.worker.endings import Case
 from taskq.worker.manifest import TaskInfo
 
@@ -27,13 +28,20 @@ class Held:
         counted: Whether that was done.
         seen_started: Whether a STARTED record of its attempt was found when it was admitted.
         limit_hit: Whether its hard limit passed; its outcome is settled already.
+        due_ms: Earliest start as epoch ms, its own or a limit's.
+        asks: Whether limits have to be asked before it starts.
+        waited: What a limit made it wait for (`Verdict`), or None.
+        grant: What limits gave it, to be given back; None while none was asked.
     """
 
     __slots__ = (
+        "asks",
         "child",
         "counted",
         "delivery",
+        "due_ms",
         "envelope",
+        "grant",
         "info",
         "limit_hit",
         "marked",
@@ -42,6 +50,7 @@ class Held:
         "suspect",
         "tag",
         "void",
+        "waited",
     )
 
     def __init__(
@@ -59,6 +68,10 @@ class Held:
         self.suspect = False
         self.counted = False
         self.seen_started = False
+        self.asks = False
+        self.due_ms = envelope.due_ms
+        self.waited: Verdict | None = None
+        self.grant: Release | None = None
 
     def item(self) -> tuple[Any, ...]:
         """Return what an executor gets: tag, queue, redelivered, message (a list there)."""

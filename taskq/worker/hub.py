@@ -23,6 +23,7 @@ from taskq.worker.admission import Admission
 from taskq.worker.control import answer
 from taskq.worker.early import Early
 from taskq.worker.endings import Ending
+from taskq.worker.gates import make_gates, sent_on
 from taskq.worker.held import Held
 from taskq.worker.intake import Intake, Judged
 from taskq.worker.launcher import AnyLauncher
@@ -49,6 +50,7 @@ class Hub:
     Attributes:
         held: Deliveries in hand, by tag.
         intake: Those on their way to admission; limits attach to its `gates`.
+        gates: Limits of rate and number, and the rest of flow control; None without a store.
         ready: Those that may start, in order.
         unsettled: Endings handed to the settler and not settled yet.
         stats: Counters.
@@ -85,6 +87,7 @@ class Hub:
         self._store = store
         self._admission = Admission(manifest, name, store is not None)
         self.intake = Intake(self._loop, store, self._admission, self._admit, self.fatal)
+        self.gates = make_gates(manifest, store, name, self.intake)
         self._twins = Twins()
         self._restarts = None
         if store is not None:
@@ -95,6 +98,7 @@ class Hub:
         self.settler = Settler(
             broker, store, manifest.settings.publish_timeout_s, self._settled_elsewhere
         )
+        self.settler.release = self.gates.release if self.gates is not None else None
         size, count = layout(settings)
         self.pace = Pace(size * count, settings.prefetch)
         self.pool = Pool(self._loop, launcher, settings, self.pace, self)
@@ -183,9 +187,12 @@ class Hub:
                 self.held.pop(held.tag, None)
             elif ending is not None:
                 self._end(held, ending)
-            elif held.envelope.due_ms > now_ms:
-                if not self.early.hold(held, held.envelope.due_ms - now_ms, self.prefetch):
-                    self._end(held, endings.deferred(self._case(held), held.envelope.due_ms))
+            elif held.due_ms > now_ms:
+                if not self.early.hold(held, held.due_ms - now_ms, self.prefetch):
+                    self._end(held, sent_on(held, self._case(held)))
+            elif held.asks:
+                # Its moment came while it was judged, or it waits for less than a millisecond.
+                self.intake.add([held])
             else:
                 held.since_s = now_s
                 self.ready.append(held)
@@ -274,6 +281,8 @@ class Hub:
             self.held.pop(held.tag, None)
             if ending.code == outcome.RETRY:
                 ending.rank = held.envelope.retries, held.envelope.starts
+        if self.gates is not None:
+            self.gates.collect(outcomes)
         self.stats.ended(outcomes)
         self.reporting.ended(outcomes)
         self.unsettled += len(batch)
@@ -319,6 +328,8 @@ class Hub:
             for held in self._twins.impatient():
                 self._end(held, endings.deferred(self._case(held), clock.now_ms() + RETURN_MS))
             self._give_back(self._prefetch.hoarded())
+            if self.gates is not None:
+                self.gates.renew(self.held.values())
         if self._ticks % 20 == 0 or not busy:
             self.pool.check_memory()
         self._ticker = self._loop.call_later(_TICK_S if busy else _TICK_S * 4, self._tick)

@@ -44,6 +44,8 @@ class Intake:
 
     Attributes:
         gates: Asked in order, after admission.
+        fetch: Gets the records of a batch; a gate may put its own question into the same round
+            trip.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Intake:
             on_fatal: Told what no waiting cures.
         """
         self.gates: list[Gate] = []
+        self.fetch: Callable[[Sequence[Held]], Sequence[bytes | None]] = self._fetch
         self._loop = loop
         self._store = store
         self._admission = admission
@@ -103,10 +106,13 @@ class Intake:
         future = self._loop.run_in_executor(self._threads, self._judge, batch)
         future.add_done_callback(lambda done: self._judged(batch, done))
 
+    def _fetch(self, batch: Sequence[Held]) -> Sequence[bytes | None]:
+        if self._store is None:
+            return [None] * len(batch)
+        return self._store.fetch([held.delivery.message.id for held in batch])
+
     def _judge(self, batch: Sequence[Held]) -> Judged:
-        records: Sequence[bytes | None] = [None] * len(batch)
-        if self._store is not None:
-            records = self._store.fetch([held.delivery.message.id for held in batch])
+        records = self.fetch(batch)
         judge = self._admission.judge
         verdicts = [judge(held, data) for held, data in zip(batch, records, strict=True)]
         for gate in self.gates:
@@ -114,7 +120,7 @@ class Intake:
             open_at = [
                 at
                 for at, ending in enumerate(verdicts)
-                if ending is None and not batch[at].void and batch[at].envelope.due_ms <= now_ms
+                if ending is None and not batch[at].void and batch[at].due_ms <= now_ms
             ]
             answers = gate.ask([batch[at] for at in open_at]) if open_at else ()
             for at, answer in zip(open_at, answers, strict=True):

@@ -32,6 +32,7 @@ class TaskInfo:
         keep_value: Whether the value is kept.
         result_ttl_s: How long a success is kept.
         failure_ttl_s: How long a failure is kept.
+        flow: Its flow control (`FlowSpec.to_wire`), or None.
     """
 
     name: str
@@ -47,6 +48,7 @@ class TaskInfo:
     keep_value: bool = True
     result_ttl_s: int = 86400
     failure_ttl_s: int = 7 * 86400
+    flow: Mapping[str, Any] | None = None
 
     def delay_s(self, attempt: int) -> float:
         """Return the wait after the given failed attempt (from 1), in seconds."""
@@ -71,6 +73,7 @@ def task_info(spec: TaskSpec, settings: Settings) -> TaskInfo:
         keep_value=not spec.ignore_result,
         result_ttl_s=settings.result_ttl_s if spec.result_ttl is None else spec.result_ttl,
         failure_ttl_s=settings.failure_ttl_s,
+        flow=None if spec.flow is None else spec.flow.to_wire(),
     )
 
 

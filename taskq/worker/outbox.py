@@ -36,12 +36,12 @@ def pack_outcome(tag: int, ending: Ending) -> tuple[Any, ...]:
     follow = None
     if ending.follow:
         follow = [(o.queue, o.message, o.due_ms, o.dead) for o in ending.follow]
-    return tag, ending.code, ending.runtime_us, writes, follow, ending.detail
+    return tag, ending.code, ending.runtime_us, writes, follow, ending.detail, ending.tripped
 
 
 def unpack_outcome(parts: Sequence[Any]) -> tuple[int, Ending]:
     """Read `pack_outcome`'s form."""
-    tag, code, us, writes, follow, detail = parts
+    tag, code, us, writes, follow, detail, tripped = parts
     return tag, Ending(
         code,
         [Write(*write) for write in writes] if writes else (),
@@ -50,6 +50,7 @@ def unpack_outcome(parts: Sequence[Any]) -> tuple[int, Ending]:
         else (),
         us,
         detail,
+        tripped,
     )
 
 

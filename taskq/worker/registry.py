@@ -9,7 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from taskq.app import TaskQ
+from taskq.body import Call
+from taskq.flow.keys import Key, compute_keys, read_keys
 from taskq.hooks import Hooks
+from taskq.message import KEYS
 from taskq.middleware import compose_arun, compose_run
 from taskq.request import Request
 from taskq.task import BaseTask
@@ -26,7 +29,7 @@ class Runnable:
         bound: Whether its function takes the task first.
     """
 
-    __slots__ = ("_retries", "_task", "call", "info", "is_async")
+    __slots__ = ("_breaker", "_keys", "_kinds", "_retries", "_task", "call", "info", "is_async")
 
     def __init__(self, app: TaskQ, task: BaseTask[Any, Any]) -> None:
         self.info: TaskInfo = task_info(task.spec, app.settings)
@@ -34,10 +37,28 @@ class Runnable:
         self.call: Callable[[Request], Any] = _call_of(app, task, self.is_async)
         self._task = task
         self._retries = task.spec.retry.retries
+        flow = task.spec.flow
+        self._keys: Mapping[str, Key | None] = {} if flow is None else flow.keys()
+        self._kinds = sorted(self._keys)
+        self._breaker = None if flow is None else flow.breaker
 
     def retries(self, error: BaseException) -> bool:
         """Return whether the policy gives this error another attempt."""
         return self._retries(error)
+
+    def trips(self, error: BaseException) -> bool:
+        """Return whether this error counts for the task's circuit breaker."""
+        return self._breaker is not None and self._breaker.counts(error)
+
+    def missing_keys(self, headers: Mapping[str, Any], call: Call) -> dict[str, str] | None:
+        """Return the keys of a message that does not carry them, else None.
+
+        Raises:
+            KeyExpressionFailed: If they cannot be made from its arguments.
+        """
+        if not self._kinds or read_keys(headers.get(KEYS), self._kinds) is not None:
+            return None
+        return compute_keys(self._keys, call.args, call.kwargs, self._task.call_signature)
 
     def fits(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Return whether the function could be called with these arguments."""

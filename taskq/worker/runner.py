@@ -17,6 +17,7 @@ from taskq.errors import (
     DecodeError,
     EncodeError,
     Ignore,
+    KeyExpressionFailed,
     Reject,
     Retry,
     TaskCancelled,
@@ -79,6 +80,10 @@ class Runner:
         except DecodeError as error:
             case = Case(message, envelope, info, queue, self._worker, results)
             return endings.malformed(case, error)
+        case = Case(message, envelope, info, queue, self._worker, results, call.embed)
+        held_back = self._without_keys(case, runnable, call)
+        if held_back is not None:
+            return held_back
         request = Request(
             message.id,
             message.task,
@@ -94,10 +99,23 @@ class Runner:
             redelivered,
             self._worker,
         )
-        case = Case(message, envelope, info, queue, self._worker, results, call.embed)
         soft = envelope.soft_time_limit_s
         limit = info.soft_time_limit_s if soft is None else soft
         return Job(case, runnable, request, call, limit)
+
+    def _without_keys(self, case: Case, runnable: Runnable, call: Call) -> Ending | None:
+        """Return what becomes of a message that lacks the keys of its task's limits, else None.
+
+        Such a message, Celery's say, was not judged by any limit, so it does not run: it goes back
+        to its queue with them.
+        """
+        try:
+            keys = runnable.missing_keys(case.message.headers, call)
+        except KeyExpressionFailed as error:
+            if not runnable.fits(call.args, call.kwargs):
+                return endings.malformed(case, TypeError("the arguments do not fit the function"))
+            return endings.final(case, outcome.FAILURE, outcome.describe(error), us=1)
+        return None if keys is None else endings.keyed(case, keys)
 
     def run(self, job: Job, call: Callable[[Request], Any]) -> Ending:
         """Run a job on this thread.
@@ -174,6 +192,8 @@ class Runner:
             # The arguments do not fit the function, so it never ran: retrying cannot help.
             return endings.malformed(case, error)
         ending = self._attempt(job, error, us)
+        cause = error.cause if isinstance(error, Retry) and error.cause is not None else error
+        ending.tripped = job.runnable.trips(cause)
         retrying = ending.code == outcome.RETRY
         self._notify("task_retry" if retrying else "task_failure", job, error)
         return ending

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from taskq import outcome
 from taskq.brokers.base import Broker, Consumer, Outgoing
 from taskq.errors import BrokerError, ConfigError, PublishError, ResultsUnavailable, TaskqError
+from taskq.flow.asks import Release
 from taskq.resend import dead
 from taskq.results.base import (
     ResultStore,
@@ -49,6 +50,7 @@ class Settler:
         consumer: Whose deliveries are acknowledged; set before `start`.
         store: The results store; None when results are off.
         events: Gives messages to send with each batch, before it is acknowledged.
+        release: Gives back what limits gave to the runs of a batch; None where there are none.
         trouble: What settling waits for, or empty.
     """
 
@@ -69,6 +71,7 @@ class Settler:
         """
         self.consumer: Consumer | None = None
         self.events: Callable[[], Sequence[Outgoing]] = tuple
+        self.release: Callable[[list[Release]], None] | None = None
         self._broker = broker
         self.store = store
         self._timeout_s = publish_timeout_s
@@ -160,6 +163,7 @@ class Settler:
         # twice; the other way round the redelivered original would be taken for outdated, and the
         # task would be lost.
         self._store_writes([write for ending in retries for write in ending.writes])
+        self._give_back([ending.release for _, ending in batch if ending.release is not None])
         failpoints.reach(failpoints.BEFORE_ACK)
         done: list[Any] = []
         returned: list[Any] = []
@@ -222,6 +226,11 @@ class Settler:
             for write, data in zip(lost, stored, strict=True)
             if data != write.record
         }
+
+    def _give_back(self, held: list[Release]) -> None:
+        release = self.release
+        if release is not None and held:
+            self._insist("results store", lambda: release(held))
 
     def _publish(self, follow: Sequence[Outgoing]) -> None:
         waiting = list(follow)

@@ -31,6 +31,7 @@ _WORDS = {
     endings.DEFERRED: "deferred",
     endings.PARKED: "parked unknown task",
     endings.MALFORMED: "malformed",
+    endings.KEYED: "sent back with its keys",
 }
 
 

@@ -1,0 +1,366 @@
+"""Flow control at admission: who may start now, who waits, who never starts.
+
+Asked once for each admission, in the round trip that fetches the records. What may start keeps a
+grant (slots, claims) that is renewed while it is in hand and given back in the settler's batch;
+what is over a limit waits for less than a second here, else in the broker's delay, at no attempt.
+"""
+
+import logging
+import secrets
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from taskq import clock, outcome
+from taskq.errors import ConfigError, RemoteError, ResultsUnavailable
+from taskq.flow.asks import DONE, DUPLICATE, GO, PASSED, SUPERSEDED, WAIT, Ask, Release, Verdict
+from taskq.flow.keys import cell_name, read_keys
+from taskq.flow.store import FlowStore
+from taskq.flow.stores import open_flow
+from taskq.message import CLAIMED, DUE, KEYS, WAITED
+from taskq.results.base import ResultStore, is_terminal
+from taskq.worker import endings
+from taskq.worker.admission import DUPLICATE as REPEATED
+from taskq.worker.endings import Case, Ending
+from taskq.worker.held import Held
+from taskq.worker.intake import Intake
+from taskq.worker.manifest import Manifest
+
+log = logging.getLogger("taskq.worker.flow")
+
+_FAR_MS: Final = 60_000
+_AHEAD_MS: Final = 500
+"""So much before its moment a message comes back to a rate limit, for the delay's own jitter."""
+_NO_FLOW: Final[Mapping[str, Any]] = {"keys": []}
+_OUTCOMES: Final = {
+    outcome.SUCCESS: "s",
+    outcome.FAILURE: "f",
+    endings.MALFORMED: "f",
+    outcome.RETRY: "r",
+    endings.REQUEUED: "b",
+    endings.DEFERRED: "b",
+}
+
+
+class Plan:
+    """One task's flow control, ready to be asked about.
+
+    Attributes:
+        kinds: Keys that a message must carry.
+        breaker: (failures, window, reset, lost workers count, timeouts count), or None.
+    """
+
+    def __init__(self, task: str, flow: Mapping[str, Any]) -> None:
+        self.task = task
+        self.kinds: Sequence[str] = flow["keys"]
+        self.breaker: Sequence[Any] | None = flow.get("breaker")
+        self._rate: Sequence[Any] | None = flow.get("rate")
+        self._slots: int = flow.get("slots") or 0
+        self._unique: Sequence[Any] | None = flow.get("unique")
+        self._budget: Sequence[Any] | None = flow.get("budget")
+        self._idempotency_us: int = flow.get("idempotency_us") or 86_400_000_000
+        self._cells = {kind: cell_name(kind, task, "") for kind in "ucibgr"}
+
+    def ask(self, held: Held, keys: Mapping[str, Any], nonce: str, lease_us: int) -> Ask:
+        """Return the question about a delivery."""
+        cells, envelope = self._cells, held.envelope
+        waited, at_us, version = _waited(held)
+        ask = Ask(
+            self.task,
+            held.delivery.message.id,
+            envelope.retries,
+            held.delivery.redelivered,
+            nonce,
+            lease_us,
+            waited,
+            at_us,
+            version,
+        )
+        if self._unique is not None:
+            mode, span = self._unique
+            ask.unique = (cells["u"] + keys["u"], mode, span, CLAIMED in keys)
+        if isinstance(keys.get("i"), str):
+            ask.idempotency = cells["i"] + keys["i"]
+        if self.breaker is not None:
+            ask.breaker = (cells["b"] + keys.get("b", ""), self.breaker[2])
+        if self._budget is not None:
+            share, per_s, burst = self._budget
+            ask.budget = (cells["g"], share, per_s / 1e6, burst)
+        if self._slots:
+            ask.slots = (cells["c"] + keys.get("c", ""), self._slots)
+        if self._rate is not None:
+            ask.rate = (cells["r"] + keys.get("r", ""), self._rate[0], self._rate[1])
+        return ask
+
+    def release(self, ask: Ask, probe: bool) -> Release:
+        """Return what a start that was asked for has to give back, if it holds anything."""
+        given = Release(ask.id, ask.nonce, "", probe=probe)
+        if ask.unique is not None and ask.unique[1] == "d":
+            given.unique = ask.unique[0]
+        if ask.idempotency:
+            given.idempotency = (ask.idempotency, self._idempotency_us)
+        if ask.slots is not None:
+            given.slots = ask.slots[0]
+        if ask.breaker is not None and self.breaker is not None:
+            failures, window, reset = self.breaker[:3]
+            given.breaker = (ask.breaker[0], failures, window, reset)
+        return given
+
+
+def _waited(held: Held) -> tuple[str, int, int]:
+    if held.waited is not None:
+        return held.waited.waited, held.waited.at_us, held.waited.version
+    header = held.delivery.message.headers.get(WAITED)
+    if isinstance(header, list | tuple) and len(header) == 3:
+        letters, at_us, version = header
+        # Anyone may have set it.
+        if isinstance(letters, str) and isinstance(at_us, int) and isinstance(version, int):
+            return letters[:20], max(0, min(at_us, 2**52)), version
+    return "", 0, 0
+
+
+class Gates:
+    """The gates of one worker; a `Gate` of its intake."""
+
+    def __init__(
+        self, manifest: Manifest, results: ResultStore, worker: str, intake: Intake
+    ) -> None:
+        """Attach to the intake.
+
+        Args:
+            manifest: Which tasks declare what.
+            results: The store, which flow control shares.
+            worker: Name of the worker.
+            intake: Asks at admission.
+        """
+        self._results = results
+        self._store: FlowStore | None = None
+        self._worker = worker
+        self._plans = {
+            name: Plan(name, info.flow or _NO_FLOW) for name, info in manifest.tasks.items()
+        }
+        self._limited = {name for name, info in manifest.tasks.items() if info.flow is not None}
+        self._lease_us = max(1_000_000, round(manifest.settings.lease_s * 1e6))
+        self._boot = secrets.token_hex(4)
+        self._judged: dict[int, tuple[Verdict, bytes | None]] = {}
+        self._intake = intake
+        self._renewed_s = time.monotonic()
+        self._plain_fetch = intake.fetch
+        intake.fetch = self.fetch
+        intake.gates.append(self)
+
+    @property
+    def store(self) -> FlowStore:
+        """The store of flow control, opened on first use."""
+        if self._store is None:
+            self._store = open_flow(self._results)
+        return self._store
+
+    def fetch(self, batch: Sequence[Held]) -> Sequence[bytes | None]:
+        """Return the records of a batch, and keep the verdicts about those with limits."""
+        limited = self._limited
+        some = False
+        for held in batch:
+            if held.delivery.message.task in limited or KEYS in held.delivery.message.headers:
+                some = True
+        if not some:
+            return self._plain_fetch(batch)
+        asks = self._asks(batch)
+        if not asks:
+            return self._plain_fetch(batch)
+        ids = [held.delivery.message.id for held in batch]
+        answer = self.store.admit(ids, asks)
+        for (at, ask), verdict, done in zip(asks, answer.verdicts, answer.done, strict=True):
+            held = batch[at]
+            self._judged[held.tag] = (verdict, done)
+            record = answer.records[at]
+            if verdict.code == GO:
+                held.grant = self._plan(held).release(ask, verdict.probe)
+                held.waited, held.asks = None, False
+            elif verdict.code == PASSED and record is not None and is_terminal(record):
+                held.grant = self._plan(held).release(replace(ask, nonce=""), False)
+        return answer.records
+
+    def _plan(self, held: Held) -> Plan:
+        return self._plans[held.delivery.message.task]
+
+    def _asks(self, batch: Sequence[Held]) -> list[tuple[int, Ask]]:
+        now_ms = clock.now_ms()
+        asks = []
+        for at, held in enumerate(batch):
+            headers = held.delivery.message.headers
+            task = held.delivery.message.task
+            if task not in self._limited and KEYS not in headers:
+                continue
+            # Granted before, and held for its moment: a second question would cost a second token.
+            if held.void or held.grant is not None:
+                continue
+            held.asks = True
+            if held.due_ms > now_ms:
+                continue
+            plan = self._plans[task]
+            keys = read_keys(headers.get(KEYS), plan.kinds)
+            if keys is None:
+                # The executor computes them and sends the message back with them. That is no
+                # start: counted as one, it would outrank the run that follows.
+                held.asks = held.suspect = False
+                continue
+            ask = plan.ask(held, keys, f"{self._boot}-{held.tag}", self._lease_us)
+            if 0 < held.envelope.expires_ms <= now_ms:
+                # It will not start; a claim of its sender ends with it.
+                held.grant = plan.release(replace(ask, nonce=""), False)
+                held.asks = False
+                continue
+            asks.append((at, ask))
+        return asks
+
+    def ask(self, batch: Sequence[Held]) -> Sequence[Ending | None]:
+        """Return what becomes of each delivery; see `Gate`."""
+        judged, self._judged = self._judged, {}
+        return [self._answer(held, judged.get(held.tag)) for held in batch]
+
+    def _answer(self, held: Held, judged: tuple[Verdict, bytes | None] | None) -> Ending | None:
+        if judged is None:
+            return None
+        verdict, done = judged
+        now_ms = clock.now_ms()
+        if verdict.code == GO:
+            if verdict.wait_us > 0:
+                held.due_ms = now_ms + -(-verdict.wait_us // 1000)
+        elif verdict.code == WAIT:
+            held.waited = verdict
+            held.due_ms = now_ms + _wait_ms(verdict)
+        elif verdict.code == DONE:
+            ending = endings.repeated(held.case(self._worker, True), done)
+            ending.detail = f"idempotency key was used by {verdict.other}"
+            return ending
+        elif verdict.code in (DUPLICATE, SUPERSEDED):
+            return self._duplicate(held, verdict)
+        return None
+
+    def _duplicate(self, held: Held, verdict: Verdict) -> Ending:
+        text = f"{held.delivery.message.task} is queued or running already, as {verdict.other}"
+        if verdict.code == SUPERSEDED:
+            text = f"a later call took its place: {verdict.other}"
+        error = RemoteError("taskq.errors", "AlreadyQueued", text)
+        ending = endings.final(held.case(self._worker, True), outcome.CANCELLED, error)
+        ending.detail = text
+        return ending
+
+    def collect(self, outcomes: Iterable[tuple[Held, Ending]]) -> None:
+        """Put what deliveries held into their endings, for the settler to give back."""
+        for held, ending in outcomes:
+            given = held.grant
+            if given is None:
+                continue
+            held.grant = None
+            given.outcome = _OUTCOMES.get(ending.code, "e")
+            if ending.code == REPEATED:
+                # Its success was stored, and its worker died before this was told.
+                given.outcome = "s"
+            given.tripped = ending.tripped or self._tripped(held, ending)
+            if self._has_news(given):
+                ending.release = given
+
+    def _tripped(self, held: Held, ending: Ending) -> bool:
+        breaker = self._plan(held).breaker
+        if breaker is None:
+            return False
+        lost, late = breaker[3:]
+        kind = ending.detail.partition(" ")[0]
+        return bool((lost and kind == "WorkerLost") or (late and kind == "TimeLimitExceeded"))
+
+    @staticmethod
+    def _has_news(given: Release) -> bool:
+        """Return whether the store has to know; a breaker alone learns of failures and probes."""
+        held = given.unique or given.idempotency or given.slots
+        return bool(held or given.probe or given.tripped)
+
+    def release(self, batch: list[Release]) -> None:
+        """Give back what ended; called by the settler.
+
+        Raises:
+            ResultsUnavailable: If the store cannot be reached.
+        """
+        for given, change in zip(batch, self.store.release(batch), strict=True):
+            if change and given.breaker is not None:
+                level = logging.WARNING if change == "opened" else logging.INFO
+                log.log(level, "circuit breaker %s cell=%s", change, given.breaker[0])
+
+    def renew(self, in_hand: Collection[Held]) -> None:
+        """Keep what the deliveries in hand hold, three times in a lease; called by the ticker."""
+        now_s = time.monotonic()
+        if now_s - self._renewed_s < self._lease_us / 3e6:
+            return
+        self._renewed_s = now_s
+        grants = [
+            held.grant
+            for held in in_hand
+            if held.grant is not None and held.grant.nonce and _leased(held.grant)
+        ]
+        if grants:
+            self._intake.run(lambda: self._renew(grants))
+
+    def _renew(self, grants: list[Release]) -> None:
+        try:
+            self.store.renew(grants, self._lease_us)
+        except ResultsUnavailable as error:
+            # What runs cannot be stopped for it; admission waits for the store meanwhile.
+            log.warning("cannot renew what %d tasks hold error=%s", len(grants), error)
+
+
+def _leased(given: Release) -> bool:
+    return bool(given.idempotency or given.slots or given.probe)
+
+
+def _wait_ms(verdict: Verdict) -> int:
+    """Return when a message comes back, in ms from now.
+
+    Far ahead it comes halfway first, so that a limit that is raised meanwhile reaches it.
+    """
+    wait_ms = -(-verdict.wait_us // 1000)
+    if wait_ms > _FAR_MS:
+        return wait_ms // 2
+    if verdict.waited.endswith("r") and wait_ms > 2 * _AHEAD_MS:
+        return wait_ms - _AHEAD_MS
+    return wait_ms
+
+
+def sent_on(held: Held, case: Case) -> Ending:
+    """Send an early message on towards its time, with its place in a limit's line."""
+    verdict = held.waited
+    if verdict is not None:
+        headers = {
+            **case.message.headers,
+            WAITED: [verdict.waited, verdict.at_us, verdict.version],
+            DUE: held.due_ms,
+        }
+        case.message = case.message._replace(headers=headers)
+    return endings.deferred(case, held.due_ms)
+
+
+def make_gates(
+    manifest: Manifest, results: ResultStore | None, worker: str, intake: Intake
+) -> Gates | None:
+    """Return the gates of a worker; None where there is no store and no task needs one.
+
+    Args:
+        manifest: Which tasks declare what.
+        results: The store; None when results are off.
+        worker: Name of the worker.
+        intake: Asks at admission.
+
+    Raises:
+        ConfigError: If a task declares what needs a store, and there is none.
+    """
+    if results is not None:
+        return Gates(manifest, results, worker, intake)
+    for name, info in manifest.tasks.items():
+        if info.flow is not None:
+            raise ConfigError(
+                f"{name} declares limits, uniqueness or a circuit breaker, which all workers "
+                "share in the results store: set `results=` or TASKQ_RESULTS, "
+                "such as redis://localhost:6379/0"
+            )
+    return None
