@@ -19,6 +19,19 @@ from taskq.errors import ConfigError
 
 EMBEDDED_URL: Final = "sqlite:///taskq.db"
 DEFAULT_QUEUE: Final = "default"
+REDACTED_NAMES: Final = (
+    "password",
+    "passwd",
+    "passphrase",
+    "secret",
+    "token",
+    "api_key",
+    "apikey",
+    "authorization",
+    "credential",
+    "private_key",
+    "cookie",
+)
 _NOT_SETTINGS: Final = frozenset({"TASKQ_APP", "TASKQ_CONFIG", "TASKQ_FAILPOINT"})
 _OFF: Final = frozenset({"", "off", "none", "disabled"})
 
@@ -55,10 +68,10 @@ class Settings:
         "on", "lifecycle events; `durable` confirms them before a task is acknowledged"
     )
     event_arguments: bool = _setting(False, "whether `task.sent` shows arguments, redacted")
-    event_redact: tuple[str, ...] = _setting(
-        ("password", "secret", "token", "api_key", "authorization", "cookie"),
-        "argument names (or parts of them) whose values events never show",
+    redact: tuple[str, ...] = _setting(
+        REDACTED_NAMES, "arguments and headers whose name holds one of these are shown as ***"
     )
+    state_dir: str = _setting("", "where replays keep their journals; the user's state directory")
     imports: tuple[str, ...] = _setting((), "modules that a worker imports besides the app's")
 
 

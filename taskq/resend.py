@@ -11,6 +11,7 @@ from taskq.message import (
     FIRST,
     HISTORY,
     LOST,
+    REPLAY,
     REPLAYS,
     STARTS,
     UNKNOWN_SINCE,
@@ -113,6 +114,7 @@ def revived(message: Message) -> Message:
         name: value
         for name, value in strip_broker_headers(message.headers).items()
         if not name.startswith(DEAD_PREFIX)
+        and name != REPLAY
         and name not in (DUE, FIRST, HISTORY, UNKNOWN_SINCE, WAITED, "retries", "eta", "expires")
     }
     replays = message.headers.get(REPLAYS)

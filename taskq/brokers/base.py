@@ -16,6 +16,8 @@ from taskq.message import Message
 if TYPE_CHECKING:
     import asyncio
 
+    from taskq.brokers.replay import Replay
+
 DEAD_QUEUE: Final = "taskq.dead"
 MIN_DELAY_MS: Final = 100
 """Delays below this are sent at once; the worker holds the message until it is due."""
@@ -331,6 +333,19 @@ class Broker(ABC):
 
         Returns:
             How many letters were shown.
+        """
+
+    @abstractmethod
+    def replay(self, queues: Iterable[str], create: bool = False) -> "Replay":
+        """Begin to send dead letters back to queues; see `Replay`.
+
+        Args:
+            queues: Where they will go.
+            create: Whether queues that are missing are created.
+
+        Raises:
+            ConfigError: If a queue is missing, or another replay is under way.
+            BrokerUnavailable: If the broker cannot be reached.
         """
 
     @abstractmethod

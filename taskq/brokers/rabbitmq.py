@@ -30,6 +30,8 @@ from taskq.brokers.rabbitmq_dead import DeadSweep
 from taskq.brokers.rabbitmq_declare import Declarer
 from taskq.brokers.rabbitmq_feed import RabbitFeed
 from taskq.brokers.rabbitmq_publisher import Publisher
+from taskq.brokers.rabbitmq_replay import RabbitReplay
+from taskq.brokers.replay import Replay
 from taskq.brokers.topology import Topology
 from taskq.errors import BrokerUnavailable, ConfigError
 from taskq.events.schema import EXCHANGE
@@ -200,6 +202,18 @@ class RabbitBroker(Broker):
         """
         sweep = DeadSweep(self._io, self._endpoints, self._topology.dead, self._resend)
         return sweep.run(visit)
+
+    def replay(self, queues: Iterable[str], create: bool = False) -> Replay:
+        """See `Broker`."""
+        return RabbitReplay(
+            self._io,
+            self._endpoints,
+            self._topology,
+            self._declarer,
+            list(queues),
+            create,
+            self.options.publish_timeout_s,
+        )
 
     def _resend(self, batch: Sequence[Outgoing]) -> list[Any]:
         return list(self.publish(batch, self.options.publish_timeout_s))

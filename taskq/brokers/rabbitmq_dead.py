@@ -1,11 +1,13 @@
 """Walks over the dead letters on RabbitMQ."""
 
 import asyncio
+import contextlib
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from taskq import clock
 from taskq.brokers.amqp_connection import StockConnection
 from taskq.brokers.amqp_properties import read_message
 from taskq.brokers.amqp_session import (
@@ -22,9 +24,15 @@ from taskq.brokers.base import DEAD_QUEUE, Delivery, Outgoing, Verdict
 from taskq.errors import BrokerUnavailable, PublishError
 
 PAGE: Final = 1000
-"""Letters fetched at once; those that are kept stay unsettled until the end of the walk."""
-_IDLE_S: Final = 1.0
+"""Letters fetched at once; those that are kept stay unsettled until the end of the walk.
+
+Each page has a channel of its own: RabbitMQ looks for the letter that is acknowledged through all
+that are unsettled on its channel, and 10,000 removals among 100,000 letters would take minutes."""
+_MOST_PAGES: Final = 1000
+"""A connection has 2,047 channels at most."""
+_IDLE_S: Final = 5.0
 _STEP_TIMEOUT_S: Final = 15.0
+_RETURN_S: Final = 5.0
 
 Resend = Callable[[Sequence[Outgoing]], list[PublishError | None]]
 
@@ -39,8 +47,10 @@ class DeadSweep:
         self._resend = resend
         self._connection: StockConnection | None = None
         self._session: Session | None = None
+        self._pages: list[Session] = []
         self._arrived: deque[tuple[int, bool, bytes, bytes]] = deque()
         self._more = asyncio.Event()
+        self._kept = 0
 
     def run(self, visit: Callable[[Delivery], Verdict]) -> int:
         """Do what `Broker.sweep_dead` says, in the caller's thread.
@@ -52,8 +62,9 @@ class DeadSweep:
         shown = 0
         try:
             left = self._io.run(self._open(), _STEP_TIMEOUT_S)
+            size = max(PAGE, left // _MOST_PAGES)
             while left:
-                page = self._io.run(self._fetch(min(left, PAGE)), _STEP_TIMEOUT_S)
+                page = self._io.run(self._fetch(min(left, size)), _STEP_TIMEOUT_S)
                 if not page:
                     break
                 shown += self._show(page, visit)
@@ -62,7 +73,7 @@ class DeadSweep:
             raise BrokerUnavailable(f"the walk over dead letters was cut off: {error}") from error
         finally:
             if self._connection is not None:
-                self._io.run(self._close(), _STEP_TIMEOUT_S)
+                self._io.run(self._close(), _STEP_TIMEOUT_S + _RETURN_S)
         return shown
 
     def _show(self, page: list[Delivery], visit: Callable[[Delivery], Verdict]) -> int:
@@ -85,6 +96,7 @@ class DeadSweep:
         gone = [tag for (tag, _), error in zip(resent, errors, strict=True) if error is None]
         if removed or gone:
             self._io.run(self._ack([*removed, *gone]), _STEP_TIMEOUT_S)
+            self._kept -= len(removed) + len(gone)
         for error in errors:
             if error is not None:
                 raise error
@@ -93,9 +105,9 @@ class DeadSweep:
         """Connect; return how many letters there are."""
         loop = asyncio.get_running_loop()
         self._connection, _ = await connect(self._endpoints, loop)
-        self._session = await open_session(self._connection, loop)
+        session = await open_session(self._connection, loop)
         try:
-            reply = await self._session.call("queue_declare", self._name, passive=True)
+            reply = await session.call("queue_declare", self._name, passive=True)
         except ChannelClosed as refused:
             if refused.code != NOT_FOUND:
                 raise
@@ -104,7 +116,10 @@ class DeadSweep:
 
     async def _fetch(self, count: int) -> list[Delivery]:
         """Return the next letters, fewer than asked for when somebody else took them."""
-        session, connection = self._opened()
+        connection = self._opened()
+        loop = asyncio.get_running_loop()
+        self._session = session = await open_session(connection, loop)
+        self._pages.append(session)
         tag = f"taskq.dead.{uuid.uuid4().hex}"
 
         def consume(callback: Any) -> None:
@@ -116,6 +131,7 @@ class DeadSweep:
             self._more.clear()
         await session.call("basic_cancel", tag)
         connection.forget(session.channel, tag)
+        self._kept += len(self._arrived)
         page = [self._delivery(*letter) for letter in self._arrived]
         self._arrived.clear()
         return page
@@ -140,22 +156,39 @@ class DeadSweep:
         message, deliveries, error = read_message(raw, body, dead=True)
         return Delivery(tag, DEAD_QUEUE, message, redelivered, deliveries, error)
 
-    def _opened(self) -> tuple[Session, StockConnection]:
-        session, connection = self._session, self._connection
-        if session is None or connection is None or session.closed.done():
+    def _opened(self) -> StockConnection:
+        connection = self._connection
+        if connection is None or not connection.is_open:
             raise BrokerUnavailable("the connection was lost; the letters in hand are kept")
-        return session, connection
+        return connection
 
     async def _ack(self, tags: list[int]) -> None:
-        session, connection = self._opened()
+        connection, session = self._opened(), self._session
+        if session is None or session.closed.done():
+            raise BrokerUnavailable("the connection was lost; the letters in hand are kept")
         for tag in tags:
             connection.ack(session.channel, tag)
 
+    async def _returned(self, session: Session) -> None:
+        """Wait until the kept letters can be seen again, or the next walk would miss them."""
+        ends_s = clock.monotonic_s() + _RETURN_S
+        while self._kept > 0 and clock.monotonic_s() < ends_s:
+            reply = await session.call("queue_declare", self._name, passive=True)
+            if reply.message_count >= self._kept:
+                return
+            await asyncio.sleep(0.02)
+
     async def _close(self) -> None:
-        connection, session = self._connection, self._session
-        self._connection = self._session = None
-        if session is not None and session.channel.is_open:
-            # Gives back what is kept, in one message.
-            session.channel.basic_nack(0, multiple=True, requeue=True)
+        connection, pages = self._connection, self._pages
+        self._connection, self._session, self._pages = None, None, []
+        with contextlib.suppress(ChannelClosed):
+            for session in pages:
+                if session.channel.is_open:
+                    # Gives back what is kept of a page in one message; the answer to the second
+                    # means that the next page comes after it, so that letters keep their order.
+                    session.channel.basic_nack(0, multiple=True, requeue=True)
+                    await session.call("basic_qos", prefetch_count=1)
+            if pages:
+                await self._returned(pages[-1])
         if connection is not None:
             await close(connection)

@@ -217,6 +217,17 @@ class Declarer:
         await self._own(lambda: self._declare_queue(queue))
         await self._own(lambda: self.call("queue_bind", queue.name, queue.exchange, queue.key))
 
+    async def replay(self) -> None:
+        """Declare the exchange and the queue that replayed letters pass through."""
+        queue = self._topology.replay_queue()
+        if self._declare != "create":
+            await self._check(queue.name)
+            return
+        await self.base()
+        await self._own(lambda: self._declare_exchange(self._topology.replay_exchange()))
+        await self._own(lambda: self._declare_queue(queue))
+        await self._own(lambda: self.call("queue_bind", queue.name, queue.exchange, queue.key))
+
     async def control(self) -> bool:
         """Declare the exchange of control requests; return whether it can be used."""
         exchange = self._topology.control_exchange()

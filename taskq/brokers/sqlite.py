@@ -1,8 +1,7 @@
 """The embedded broker: queues in one SQLite file, for many processes of one machine."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from taskq import clock
@@ -21,25 +20,18 @@ from taskq.brokers.base import (
     Verdict,
     check_queue_name,
 )
+from taskq.brokers.replay import Replay
 from taskq.brokers.sqlite_checks import check_database
 from taskq.brokers.sqlite_consumer import SqliteConsumer
+from taskq.brokers.sqlite_dead import translated
 from taskq.brokers.sqlite_events import SqliteFeed
 from taskq.brokers.sqlite_leases import living
 from taskq.brokers.sqlite_publish import Outbox
 from taskq.embedded.database import open_database
-from taskq.embedded.faults import Trouble
 from taskq.embedded.location import parse_location
-from taskq.errors import BrokerUnavailable, ConfigError, PublishError
+from taskq.errors import ConfigError, PublishError
 
 _PURGE_ROWS: Final = 5000
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except Trouble as trouble:
-        raise BrokerUnavailable(trouble.detail) from trouble
 
 
 class SqliteBroker(Broker):
@@ -97,7 +89,7 @@ class SqliteBroker(Broker):
             ConfigError: If one is missing and `options.declare` is not `create`.
             BrokerUnavailable: If the file cannot be used in time.
         """
-        with _translated():
+        with translated():
             self._declare(queues)
 
     def _declare(self, queues: Iterable[str]) -> None:
@@ -121,7 +113,7 @@ class SqliteBroker(Broker):
         """Return the depth of each queue; see `Broker`."""
         now_ms = clock.now_ms()
         depths: dict[str, QueueDepth | None] = {}
-        with _translated(), self._database.reading(self._timeout_s) as connection:
+        with translated(), self._database.reading(self._timeout_s) as connection:
             known = {name for (name,) in connection.execute("SELECT name FROM queues")}
             consumers = living(connection, self.options.prefix)
             for name in queues:
@@ -146,14 +138,14 @@ class SqliteBroker(Broker):
     def due_within(self, horizon_s: float) -> int:
         """Return how many delayed messages will be due within so many seconds; exact."""
         until_ms = clock.now_ms() + round(horizon_s * 1000)
-        with _translated(), self._database.reading(self._timeout_s) as connection:
+        with translated(), self._database.reading(self._timeout_s) as connection:
             (count,) = connection.execute(sqlite_rows.DUE_BEFORE, (until_ms,)).fetchone()
         return int(count)
 
     def known_queues(self) -> list[str]:
         """Return all queues with this prefix, sorted, without it."""
         prefix = self.options.prefix
-        with _translated(), self._database.reading(self._timeout_s) as connection:
+        with translated(), self._database.reading(self._timeout_s) as connection:
             names = [name for (name,) in connection.execute("SELECT name FROM queues")]
         return sorted(name[len(prefix) :] for name in names if name.startswith(prefix))
 
@@ -161,7 +153,7 @@ class SqliteBroker(Broker):
         """Delete what is ready in a queue; see `Broker`. `taskq.dead` empties the dead letters."""
         inner = self._inner(queue)
         now_ms = clock.now_ms()
-        with _translated():
+        with translated():
             with self._database.reading(self._timeout_s) as connection:
                 known = {name for (name,) in connection.execute("SELECT name FROM queues")}
                 (last,) = connection.execute(sqlite_rows.LAST).fetchone()
@@ -188,21 +180,32 @@ class SqliteBroker(Broker):
 
     def sweep_dead(self, visit: Callable[[Delivery], Verdict]) -> int:
         """Show the dead letters to `visit`; see `Broker`."""
-        with _translated():
+        with translated():
             return sqlite_dead.sweep(
                 self._database, self._outbox, self.options.prefix, visit, self._timeout_s
             )
 
+    def replay(self, queues: Iterable[str], create: bool = False) -> Replay:
+        """Begin to send dead letters back; see `Broker`."""
+        with translated():
+            known = set(self.known_queues())
+        missing = [name for name in queues if check_queue_name(name) not in known]
+        if missing and not create:
+            raise ConfigError(f"{self._database.label} has no queue {', '.join(sorted(missing))}")
+        return sqlite_dead.SqliteReplay(
+            self._database, self._outbox, self.options.prefix, self._timeout_s
+        )
+
     def ask(self, request: Mapping[str, Any], timeout_s: float) -> list[dict[str, Any]]:
         """Ask all workers; see `Broker`. Returns early when all of them answered."""
-        with _translated():
+        with translated():
             return sqlite_control.ask(
                 self._database, self.options.prefix, request, timeout_s, self._timeout_s
             )
 
     def events(self, name: str = "", prefetch: int = 100) -> SqliteFeed:
         """Read lifecycle events; see `Broker`."""
-        with _translated():
+        with translated():
             return SqliteFeed(self._database, self.options.prefix, name, self._timeout_s)
 
     def checks(self, queues: Iterable[str]) -> list[Check]:

@@ -103,6 +103,11 @@ class Topology:
         return self.prefix + DEAD_QUEUE
 
     @property
+    def replay(self) -> str:
+        """Name of the exchange and of the queue that replayed letters pass through."""
+        return f"{self.prefix}taskq.replay"
+
+    @property
     def control(self) -> str:
         """Fanout exchange of control requests."""
         return f"{self.prefix}taskq.control"
@@ -164,6 +169,21 @@ class Topology:
             "x-delivery-limit": DEAD_DELIVERY_LIMIT,
         }
         return Queue(self.dead, arguments, self.dead)
+
+    def replay_exchange(self) -> Exchange:
+        """Exchange of replayed letters; a fanout, so the routing key stays the work queue's."""
+        return Exchange(self.replay, "fanout", {})
+
+    def replay_queue(self) -> Queue:
+        """Queue from which RabbitMQ itself moves a rejected message on to its work queue."""
+        arguments = {
+            "x-queue-type": "quorum",
+            "x-delivery-limit": DEAD_DELIVERY_LIMIT,
+            "x-dead-letter-exchange": self.due,
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
+        }
+        return Queue(self.replay, arguments, self.replay)
 
     def delay_queue(self, bucket: int) -> Queue:
         """Queue whose messages all wait `bucket` milliseconds."""

@@ -19,7 +19,7 @@ from taskq import outcome
 from taskq.cli.errors import Failure
 from taskq.cli.framework import Command
 from taskq.cli.output import STATE_COLOURS, as_text, clean, paint, say, table
-from taskq.deadletters import DeadLetter, DeadLetters
+from taskq.dead import DeadLetter, DeadLetters
 from taskq.results.base import Record, decode_record
 
 if TYPE_CHECKING:

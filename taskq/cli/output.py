@@ -18,6 +18,7 @@ from taskq.plain import plain
 
 _CELL: Final = 60
 _UUID: Final = 36
+_BAR: Final = 30
 _PROGRESS_S: Final = 0.1
 _PROGRESS_APART_S: Final = 5.0
 
@@ -174,8 +175,9 @@ def short_id(task_id: str) -> str:
 class Counter:
     """Shows on stderr how far long work is: in place on a terminal, else a line now and then."""
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, total: int = 0) -> None:
         self._label = label
+        self._total = total
         self._terminal = sys.stderr.isatty()
         self._apart_s = _PROGRESS_S if self._terminal else _PROGRESS_APART_S
         self._next_s = time.monotonic() + self._apart_s
@@ -189,7 +191,15 @@ class Counter:
         self._next_s = now_s + self._apart_s
         self._shown = True
         start, end = ("\r", "") if self._terminal else ("", "\n")
-        click.echo(f"{start}{self._label} {count:,}{end}", nl=False, err=True)
+        click.echo(f"{start}{self._label} {self._how_far(count)}{end}", nl=False, err=True)
+
+    def _how_far(self, count: int) -> str:
+        if not self._total:
+            return f"{count:,}"
+        share = min(1.0, count / self._total)
+        full = round(share * _BAR)
+        bar = f"[{'#' * full}{'.' * (_BAR - full)}] " if self._terminal else ""
+        return f"{bar}{count:,} of {self._total:,} ({share:.0%})"
 
     def close(self) -> None:
         """Remove what is shown in place."""
@@ -198,9 +208,9 @@ class Counter:
 
 
 @contextmanager
-def progress(label: str) -> Iterator[Counter]:
-    """Give a counter to report to while something may take long."""
-    counter = Counter(label)
+def progress(label: str, total: int = 0) -> Iterator[Counter]:
+    """Give a counter to report to while something may take long; with a total it shows a bar."""
+    counter = Counter(label, total)
     try:
         yield counter
     finally:

@@ -45,7 +45,7 @@ class SentReport:
     def _arguments(self, item: Outgoing) -> dict[str, str]:
         from taskq.body import decode_call
 
-        names = self._settings.event_redact
+        names = self._settings.redact
         try:
             call = decode_call(item.message)
         except DecodeError:

@@ -1,11 +1,13 @@
 """Arguments and results as short texts without secrets."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any, Final
 
-MASK: Final = "***"
+from taskq.redact import Redactor
+
 LIMIT: Final = 500
 _DEPTH: Final = 6
+"""What a task is called with may hold itself, several times over."""
 
 
 def redacted(value: Any, names: Iterable[str], limit: int = LIMIT) -> str:
@@ -17,28 +19,9 @@ def redacted(value: Any, names: Iterable[str], limit: int = LIMIT) -> str:
         limit: Characters at most.
     """
     try:
-        text = repr(_masked(value, tuple(names), _DEPTH))
+        text = repr(Redactor(names, _DEPTH).value(value))
     # A user's __repr__ may raise anything.
     except Exception as error:
         text = f"<unprintable: {type(error).__name__}>"
     text = text if len(text) <= limit else f"{text[: limit - 1]}…"
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _masked(value: Any, names: Sequence[str], depth: int) -> Any:
-    if depth == 0:
-        return "…"
-    if isinstance(value, Mapping):
-        return {
-            key: MASK if _is_secret(key, names) else _masked(item, names, depth - 1)
-            for key, item in value.items()
-        }
-    if isinstance(value, list | tuple):
-        items = [_masked(item, names, depth - 1) for item in value]
-        return tuple(items) if isinstance(value, tuple) else items
-    return value
-
-
-def _is_secret(key: Any, names: Sequence[str]) -> bool:
-    text = str(key).lower()
-    return any(name in text for name in names)

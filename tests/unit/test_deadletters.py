@@ -9,9 +9,9 @@ from taskq import Signature, TaskQ, chain, clock, outcome
 from taskq.body import encode_call
 from taskq.brokers.base import Delivery, Outgoing
 from taskq.calls import prepare
-from taskq.deadletters import DeadLetters, Filter
+from taskq.dead import DeadLetters, Filter
+from taskq.dead.letter import fingerprint, read_letter
 from taskq.errors import DecodeError, RemoteError
-from taskq.letter import fingerprint, read_letter
 from taskq.message import HISTORY, REPLAYS, Message
 from taskq.resend import REASONS, dead, retried
 from taskq.results.base import Record, Write, encode_record
@@ -247,7 +247,7 @@ def test_a_replay_forgets_the_failure_so_that_it_runs_again(app: TaskQ) -> None:
     record(app, "id-1", outcome.FAILURE)
     letters = DeadLetters(app.broker, app.results)
 
-    sent = letters.replay(letters.choose())
+    sent = letters.replay(letters.choose(), create=True)
 
     assert list(sent) == ["id-1"]
     assert app.result("id-1").state == outcome.PENDING
@@ -263,7 +263,7 @@ def test_a_replay_never_undoes_a_success(app: TaskQ) -> None:
     record(app, "id-1", outcome.SUCCESS)
     letters = DeadLetters(app.broker, app.results)
 
-    letters.replay(letters.choose())
+    letters.replay(letters.choose(), create=True)
 
     assert app.result("id-1").state == outcome.SUCCESS
 
@@ -277,7 +277,7 @@ def test_a_replay_forgets_the_failures_of_the_steps_behind_it(app: TaskQ) -> Non
         record(app, task_id, outcome.FAILURE)
     letters = DeadLetters(app.broker, app.results)
 
-    letters.replay(letters.choose())
+    letters.replay(letters.choose(), create=True)
 
     assert app.result("s-2").state == outcome.UNKNOWN
 
@@ -289,9 +289,9 @@ def test_a_letter_without_a_queue_stays_unless_one_is_named(app: TaskQ) -> None:
     chosen = letters.choose()
 
     assert chosen.homeless == ["id-1"]
-    assert not letters.replay(chosen)
+    assert not letters.replay(chosen, create=True)
     assert len(letters.list()) == 1
-    assert list(letters.replay(chosen, to="rescue")) == ["id-1"]
+    assert list(letters.replay(chosen, to="rescue", create=True)) == ["id-1"]
 
 
 def test_a_replayed_letter_counts_its_replays_also_after_hostile_ones(app: TaskQ) -> None:
@@ -299,7 +299,7 @@ def test_a_replayed_letter_counts_its_replays_also_after_hostile_ones(app: TaskQ
     bury(app, letter_of().with_headers(**{REPLAYS: "many"}))
     letters = DeadLetters(app.broker)
 
-    assert list(letters.replay(letters.choose())) == ["id-1"]
+    assert list(letters.replay(letters.choose(), create=True)) == ["id-1"]
 
 
 def test_only_chosen_letters_are_dropped(app: TaskQ) -> None:

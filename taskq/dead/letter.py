@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -10,8 +10,9 @@ from taskq import clock
 from taskq.body import Call, decode_call
 from taskq.brokers.base import DEAD_QUEUE, Delivery
 from taskq.errors import DecodeError
-from taskq.message import DEAD_PREFIX, HISTORY, REPLAYS, Message
+from taskq.message import DEAD_PREFIX, HISTORY, REPLAY, REPLAYS, Message
 from taskq.plain import plain
+from taskq.redact import Redactor
 from taskq.resend import REASONS, strip_broker_headers
 
 _FRAME: Final = re.compile(r'^[\s|]*File "([^"]*)", line \d+, in (.+)\n?[\s|]*(.*)$', re.MULTILINE)
@@ -110,8 +111,18 @@ class DeadLetter:
         """
         return decode_call(self.message)
 
-    def to_json(self, full: bool = False) -> dict[str, Any]:
+    def to_json(
+        self,
+        full: bool = False,
+        redactor: Redactor | None = None,
+        parameters: Sequence[str] = (),
+    ) -> dict[str, Any]:
         """Return plain data for JSON.
+
+        Args:
+            full: Whether arguments, traceback, history and headers are wanted.
+            redactor: Hides what is secret in arguments and headers; None hides nothing.
+            parameters: Names of the task's positional parameters, where they are known.
 
         Always `id, task, queue, reason, exception {type, message, fingerprint, module}, attempts,
         failed_at, worker, replays`. With `full` also `args, kwargs` (both null when they cannot be
@@ -135,14 +146,17 @@ class DeadLetter:
             "worker": self.worker,
             "replays": self.replays,
         }
-        return {**data, **self._details()} if full else data
+        if not full:
+            return data
+        return {**data, **self._details(redactor or Redactor(()), parameters)}
 
-    def _details(self) -> dict[str, Any]:
+    def _details(self, redactor: Redactor, parameters: Sequence[str]) -> dict[str, Any]:
         problem = self.problem
         args, kwargs = None, None
         try:
             call = self.call()
-            args, kwargs = plain(call.args), plain(call.kwargs)
+            args = plain(redactor.arguments(call.args, parameters))
+            kwargs = plain(redactor.value(call.kwargs))
         except DecodeError as error:
             problem = problem or str(error)
         return {
@@ -154,7 +168,7 @@ class DeadLetter:
                 {"attempt": a.attempt, "at": _iso(a.at_ms), "type": a.type, "message": a.message}
                 for a in self.history
             ],
-            "headers": plain(dict(self.headers)),
+            "headers": plain(redactor.value(self.headers)),
             "content_type": self.message.content_type,
             "body_bytes": len(self.message.body),
         }
@@ -194,7 +208,7 @@ def read_letter(delivery: Delivery, prefix: str = "") -> DeadLetter:
         headers={
             name: value
             for name, value in strip_broker_headers(headers).items()
-            if not name.startswith(DEAD_PREFIX) and name not in (HISTORY, REPLAYS)
+            if not name.startswith(DEAD_PREFIX) and name not in (HISTORY, REPLAY, REPLAYS)
         },
         message=message,
         problem="" if error is None else str(error),
