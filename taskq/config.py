@@ -201,6 +201,9 @@ def read_environment(kind: type[Any], environ: Mapping[str, str]) -> dict[str, A
     for variable, value in environ.items():
         if not variable.startswith("TASKQ_") or variable in _NOT_SETTINGS:
             continue
+        if variable.startswith("TASKQ_KAFKA_"):
+            # Properties of Kafka's client; see `taskq.events.kafka.client`.
+            continue
         name = variable[6:].lower()
         if name.endswith("_file") and name[:-5] in every:
             name = name[:-5]

@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "inspect": ("taskq.cli.inspect", "Ask running workers."),
     "events": ("taskq.cli.events", "Look at lifecycle events: live, recorded, counted."),
     "history": ("taskq.cli.events:history", "Show the life of a task."),
+    "bridge": ("taskq.cli.bridge", "Carry lifecycle events to Kafka."),
     "doctor": ("taskq.cli.doctor", "Examine configuration and servers."),
     "demo": ("taskq.cli.demo", "Show tasks of each kind with a real worker."),
     "completion": ("taskq.cli.completion", "Print a completion script for a shell."),

@@ -112,7 +112,8 @@ def read_batch(body: bytes) -> list[Event]:
     try:
         parts = msgpack.unpackb(body, strict_map_key=False)
     except Exception as error:
-        raise DecodeError(f"a batch of events is not msgpack: {error}") from error
+        kind = type(error).__name__
+        raise DecodeError(f"a batch of events is not msgpack: {kind} {error}") from error
     if not isinstance(parts, list) or not parts or not isinstance(parts[0], int):
         raise DecodeError("a batch of events is not a list that begins with its version")
     if parts[0] != VERSION:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from commandline import load_profile, worker_of
+from commandline import load_profile, parse_command, worker_of
 
 from taskq.config import app_settings, worker_settings
 
@@ -169,6 +169,17 @@ def test_compose_runs_a_worker_of_each_profile(compose: dict[str, Any]) -> None:
         assert f":{port}/readyz" in check, name
 
     assert seen == {path.stem for path in PROFILES}
+
+
+def test_compose_carries_events_to_kafka_on_request(compose: dict[str, Any]) -> None:
+    """The bridge's command goes through the real command line too."""
+    bridge = compose["services"]["bridge"]
+    context = parse_command(bridge["command"])
+
+    assert context.info_name == "kafka"
+    assert context.params["bootstrap"] == "kafka:9092"
+    assert f":{context.params['health_port']}/readyz" in " ".join(bridge["healthcheck"]["test"])
+    assert bridge["profiles"] == compose["services"]["kafka"]["profiles"] == ["kafka"]
 
 
 def test_compose_waits_longer_than_the_workers_grace(compose: dict[str, Any]) -> None:

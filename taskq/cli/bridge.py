@@ -1,0 +1,77 @@
+"""`taskq bridge kafka`: lifecycle events to Kafka."""
+
+import os
+from typing import Any, Literal
+
+import click
+
+from taskq.cli.framework import Group, app_place, import_app, log_level
+from taskq.events.kafka.topics import Topics
+
+
+@click.group(cls=Group, examples="taskq bridge kafka -A shop:app --bootstrap localhost:9092")
+def bridge() -> None:
+    """Carry lifecycle events to other systems."""
+
+
+@bridge.command(
+    examples="""
+    taskq bridge kafka -A shop:app --bootstrap localhost:9092 --create-topics
+    TASKQ_KAFKA_SASL_PASSWORD_FILE=/run/secrets/kafka taskq bridge kafka -A shop:app \\
+        --bootstrap kafka:9093 -X security.protocol=SASL_SSL -X sasl.mechanism=SCRAM-SHA-512 \\
+        -X sasl.username=taskq
+    """
+)
+@click.option("--bootstrap", metavar="HOST:PORT", help="Kafka's servers, separated by commas.")
+@click.option(
+    "-X", "words", multiple=True, metavar="NAME=VALUE", help="Any property of librdkafka."
+)
+@click.option("--task-topic", default=Topics().tasks, show_default=True, metavar="NAME")
+@click.option("--worker-topic", default=Topics().workers, show_default=True, metavar="NAME")
+@click.option(
+    "--key",
+    type=click.Choice(["task", "root"]),
+    default="task",
+    help="What keeps its order: each task (default), or whole workflows.",
+)
+@click.option("--create-topics", is_flag=True, help="Make topics that do not exist.")
+@click.option("--partitions", type=click.IntRange(1), default=12, show_default=True)
+@click.option(
+    "--replication", type=int, default=-1, help="Copies of a partition; the broker's default."
+)
+@click.option(
+    "--health-port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="Port of /livez, /readyz and /metrics.",
+)
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text")
+def kafka(
+    bootstrap: str | None,
+    words: tuple[str, ...],
+    task_topic: str,
+    worker_topic: str,
+    key: Literal["task", "root"],
+    log_format: str,
+    **options: Any,
+) -> int:
+    """Carry events from the broker to Kafka until a signal.
+
+    One bridge carries, others stand by. An event is let go of after Kafka has it; exit code 75 says
+    that the producer cannot go on and a new start will. TASKQ_KAFKA_<PROPERTY> gives properties of
+    the client, such as TASKQ_KAFKA_SASL_PASSWORD or, from a file, TASKQ_KAFKA_SASL_PASSWORD_FILE.
+    """
+    from taskq.app import TaskQ
+    from taskq.events.kafka.client import parse_properties, read_environment
+    from taskq.events.kafka.service import BridgeSettings, Service
+    from taskq.worker.logs import set_up
+
+    set_up(log_level() or "info", log_format)
+    properties = {**read_environment(os.environ), **parse_properties(words)}
+    if bootstrap:
+        properties["bootstrap.servers"] = bootstrap
+    topics = Topics(task_topic, worker_topic, key)
+    settings = BridgeSettings(properties, topics, **options)
+    place = app_place()
+    with import_app(place) if place else TaskQ("taskq") as app:
+        return Service(app.broker, settings).run()
