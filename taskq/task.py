@@ -180,6 +180,35 @@ class BaseTask(Generic[P, R]):
         """Return the call as data that ignores the previous value of a chain."""
         return Signature(self.name, args, kwargs, immutable=True, app=self._find_app())
 
+    def once(self, connection: Any, effect: str = "") -> bool:
+        """Mark in your own SQL transaction that this task's effect happens in it.
+
+        Commit marker and effect together, and leave the effect out when this returns False::
+
+            with sqlite3.connect("shop.db") as db:
+                if self.once(db):
+                    db.execute("UPDATE accounts SET ...")
+
+        The marker is a row of the table `taskq_once`, under the task's id, which retries and
+        redeliveries keep.
+
+        Args:
+            connection: A `sqlite3.Connection`, or SQLAlchemy's `Connection` or `Session`.
+            effect: A name where one task has several effects.
+
+        Returns:
+            True when the effect has not happened; in place, without a worker, always.
+
+        Raises:
+            ConfigError: If the connection is of another kind, or commits by itself.
+        """
+        request = self.request
+        if request.called_directly:
+            return True
+        from taskq.flow.once import mark
+
+        return mark(connection, f"{request.id}/{effect}" if effect else request.id)
+
     def retry(
         self,
         exc: BaseException | None = None,

@@ -4,7 +4,7 @@ ROWS: dict[str, int] = {
     **dict.fromkeys(("errors", "clock", "_version"), 0),
     **dict.fromkeys(("config", "codecs", "message", "body", "envelope"), 1),
     **dict.fromkeys(("flow", "flow.spec", "flow.keys", "flow.asks", "flow.rules"), 1),
-    **dict.fromkeys(("flow.returns", "flow.declared"), 1),
+    **dict.fromkeys(("flow.returns", "flow.declared", "flow.once"), 1),
     **dict.fromkeys(("flow.store",), 2),
     **dict.fromkeys(("redact",), 1),
     **dict.fromkeys(("plain", "request", "resend", "retry"), 1),

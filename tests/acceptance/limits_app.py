@@ -1,6 +1,9 @@
 """The app of the flow control tests; runs append `id key word time` to the file WORK_LOG."""
 
+import contextlib
 import os
+import signal
+import sqlite3
 import time
 from pathlib import Path
 
@@ -89,6 +92,19 @@ def pay(self, *, order, fails=False):
     if fails:
         raise ValueError("not this time")
     return f"paid by {self.request.id}"
+
+
+@app.task(name="charge", bind=True, max_retries=3, retry=AT_ONCE)
+def charge(self, path, amount):
+    """Book once, and die before anybody learns of it."""
+    note(self, "all", "start")
+    with contextlib.closing(sqlite3.connect(path, timeout=60)) as db, db:
+        if self.once(db):
+            db.execute("CREATE TABLE IF NOT EXISTS bookings (amount INTEGER)")
+            db.execute("INSERT INTO bookings VALUES (?)", (amount,))
+    if self.request.retries < 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "charged"
 
 
 @app.task(name="plain", bind=True)
