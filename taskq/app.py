@@ -24,6 +24,7 @@ from taskq.pending import PendingMarks
 from taskq.result import AsyncResult
 from taskq.results import open_results
 from taskq.results.base import MAX_ATTEMPT, Record, ResultStore, Write, encode_record, is_terminal
+from taskq.schedules.book import ScheduleBook
 from taskq.shared import make_current, shared_tasks
 from taskq.spec import TaskOptions
 from taskq.task import AsyncTask, BaseTask, Task, make_task
@@ -50,6 +51,7 @@ class TaskQ(Hooks):
         name: Name of the app, shown in logs and events.
         settings: See `taskq.config.Settings`.
         middlewares: Wrapped around every send and run, the first outermost.
+        schedules: The scheduled jobs; see `taskq.schedules.book.ScheduleBook`.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class TaskQ(Hooks):
         self._claims = Claims(self._find)
         self._marks = PendingMarks()
         self._sent = SentReport(name, self.settings)
+        self.schedules = ScheduleBook(self)
         make_current(self)
 
     def __repr__(self) -> str:
@@ -272,6 +275,7 @@ class TaskQ(Hooks):
         with self._lock:
             broker, self._broker = self._broker, None
             results, self._results = self._results, None
+        self.schedules.close()
         if broker is not None:
             broker.close()
         if results is not None:

@@ -92,6 +92,7 @@ class WorkerSettings:
     name: str = _setting("", "name of this worker; its host and pid by default")
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "what is logged")
     log_format: Literal["text", "json"] = _setting("text", "how it is logged")
+    with_scheduler: bool = _setting(False, "run a scheduler beside the worker")
     health_port: int = _setting(0, "port for /livez, /readyz and /metrics; 0 for none", 0)
 
 
@@ -227,11 +228,11 @@ def _read_secret(variable: str, path: str) -> str:
         raise ConfigError(f"{variable} names {path}, which cannot be read: {error}") from error
 
 
-def read_file(environ: Mapping[str, str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+def read_content(environ: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
     """Read `taskq.toml`, or `[tool.taskq]` of pyproject.toml, in the working directory.
 
     Returns:
-        Where it was found (empty: nowhere), the app's settings, and those of `[worker]`.
+        Where it was found (empty: nowhere), and all that it says.
 
     Raises:
         ConfigError: If the file named by TASKQ_CONFIG is missing, or a file is not valid TOML.
@@ -254,11 +255,26 @@ def read_file(environ: Mapping[str, str]) -> tuple[str, dict[str, Any], dict[str
         if path.name == "pyproject.toml":
             content = content.get("tool", {}).get("taskq", {})
         if content:
-            worker = content.pop("worker", {})
-            if not isinstance(worker, dict):
-                raise ConfigError(f"[worker] in {path} is not a table")
-            return str(path), content, worker
-    return "", {}, {}
+            return str(path), content
+    return "", {}
+
+
+def read_file(environ: Mapping[str, str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Return the settings of the file; see `read_content`.
+
+    Returns:
+        Where it was found (empty: nowhere), the app's settings, and those of `[worker]`.
+
+    Raises:
+        ConfigError: As `read_content`, or if `[worker]` is not a table.
+    """
+    origin, content = read_content(environ)
+    worker = content.pop("worker", {})
+    if not isinstance(worker, dict):
+        raise ConfigError(f"[worker] in {origin} is not a table")
+    # The schedules' own reader looks at these.
+    content.pop("schedules", None)
+    return origin, content, worker
 
 
 def app_settings(

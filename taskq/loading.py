@@ -12,6 +12,7 @@ from typing import Any
 from taskq.app import TaskQ
 from taskq.config import nearest
 from taskq.errors import ConfigError
+from taskq.schedules.book import declaring
 
 _USUAL_NAMES = ("app", "taskq", "make_app", "create_app")
 
@@ -36,10 +37,11 @@ def load_app(place: str, imports: tuple[str, ...] = ()) -> TaskQ:
     module_name, _, attribute = place.partition(":")
     if not module_name:
         raise ConfigError(f"-A {place!r} names no module; use package.module:name")
-    module = _import(module_name)
-    app = _pick(module, attribute, module_name)
-    for name in (*app.settings.imports, *imports):
-        _import(name)
+    with declaring():
+        module = _import(module_name)
+        app = _pick(module, attribute, module_name)
+        for name in (*app.settings.imports, *imports):
+            _import(name)
     return app
 
 

@@ -18,6 +18,7 @@ from taskq.flow.spec import (
     Unique,
 )
 from taskq.retry import RetryPolicy
+from taskq.schedules import Schedule
 
 if TYPE_CHECKING:
     from taskq.flow.declared import FlowSpec
@@ -38,6 +39,7 @@ class TaskOptions(FlowOptions, total=False):
     ignore_result: bool
     result_ttl: int
     expires: float
+    schedule: Schedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,7 @@ class TaskSpec:
         ignore_result: Whether the value is thrown away; the state is kept all the same.
         result_ttl: Seconds to keep the result; None for the app's setting.
         expires: Seconds after sending within which it must start; None for ever.
+        schedule: When the scheduler sends it, without arguments; see `taskq.crontab`.
         rate_limit: Starts per period in all workers together, such as `100/m`; more wait.
         rate_burst: Starts that may follow each other at once; a tenth of a second's by default.
         rate_limit_key: Expression such as `args[0]`, or a callable of the arguments: one rate for
@@ -90,6 +93,7 @@ class TaskSpec:
     ignore_result: bool = False
     result_ttl: int | None = None
     expires: float | None = None
+    schedule: Schedule | None = None
     rate_limit: str | None = None
     rate_burst: int | None = None
     rate_limit_key: KeyOption | None = None
@@ -114,6 +118,10 @@ class TaskSpec:
             check_queue_name(self.queue)
         if not isinstance(self.retry, RetryPolicy):
             raise ConfigError(f"{self.name}: retry is {self.retry!r}; use a RetryPolicy")
+        if self.schedule is not None and not isinstance(self.schedule, Schedule):
+            raise ConfigError(
+                f"{self.name}: schedule is {self.schedule!r:.60}; use crontab(...) or every(...)"
+            )
         _whole(self, "max_retries", 0, 10_000)
         _whole(self, "priority", 0, 9)
         _whole(self, "result_ttl", 1, 10**9)

@@ -14,6 +14,8 @@ from taskq.config import nearest
 
 COMMANDS: Final = {
     "worker": ("taskq.cli.worker", "Run tasks."),
+    "scheduler": ("taskq.cli.scheduler", "Send what is due."),
+    "schedules": ("taskq.cli.schedules", "Look after scheduled tasks."),
     "call": ("taskq.cli.tasks:call", "Send a task by name."),
     "result": ("taskq.cli.tasks:result", "Show state, value or failure of a task."),
     "cancel": ("taskq.cli.tasks:cancel", "Cancel tasks that have not started."),

@@ -45,6 +45,9 @@ from taskq.cli.framework import Command, app_place, log_level
 @click.option(
     "--health-port", type=click.IntRange(0, 65535), help="Port of /livez, /readyz and /metrics."
 )
+@click.option(
+    "--with-scheduler", is_flag=True, default=None, help="Run a scheduler beside the worker."
+)
 @click.option("--log-format", type=click.Choice(["text", "json"], case_sensitive=False))
 @click.option(
     "--profile", metavar="FILE", help="Python file of settings, such as workers/general.py."
@@ -70,6 +73,7 @@ def worker(profile: str | None, **options: Any) -> int:
     all stacks to stderr.
     """
     from taskq.config import worker_settings
+    from taskq.scheduler.beside import scheduler_beside
     from taskq.worker.logs import set_up
     from taskq.worker.profile import load_profile
     from taskq.worker.worker import run_worker
@@ -78,4 +82,5 @@ def worker(profile: str | None, **options: Any) -> int:
     options["log_level"] = log_level()
     settings = worker_settings(options, load_profile(profile) if profile else ("", {}))
     set_up(settings.log_level, settings.log_format)
-    return run_worker(settings)
+    with scheduler_beside(settings):
+        return run_worker(settings)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = ["quickstart.py", "retries.py", "delays.py", "async_tasks.py"]
+EXAMPLES = ["quickstart.py", "retries.py", "delays.py", "async_tasks.py", "schedules.py"]
 CHECKSUMS = "checksums/main.py"
 TIMEOUT_S = 150
 

@@ -1,0 +1,1 @@
+"""The scheduler: sends what is due, once, however many of it run."""
