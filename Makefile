@@ -1,4 +1,4 @@
-.PHONY: help demo test check docs bench
+.PHONY: help demo test check docs bench torture soak
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -17,3 +17,6 @@ docs: ## build the documentation into docs/_build/html
 
 bench: ## compare speed and memory with other task queues on this machine
 	@sh scripts/bench $(ARGS)
+
+torture: ## cause faults on private servers for 30 minutes; ARGS="--minutes 3"
+	@sh scripts/python benchmarks/torture.py $(ARGS)

@@ -108,7 +108,7 @@ def _shared(config: pytest.Config, name: str, make: Callable[[Path], _Server]) -
     run = config.stash[_run]
     with (run / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        server = _open(name, lambda: make(run / name.lower()))
+        server = _open(name, lambda: make(run / name.lower().replace(" ", "")))
         if server.pid is None:
             server.start()
             (run / f"{name}.version").write_text(server.version)
@@ -173,6 +173,21 @@ def rabbitmq_url(shared_rabbitmq: RabbitServer) -> Iterator[str]:
     # A node that is gone was reported by the test already.
     with contextlib.suppress(OSError):
         shared_rabbitmq.drop_vhost(url)
+
+
+@pytest.fixture(scope="session")
+def shared_rabbitmq4(pytestconfig: pytest.Config) -> RabbitServer4:
+    """The run's RabbitMQ 4; the test skips where there is none."""
+    return _shared(pytestconfig, "RabbitMQ 4", RabbitServer4)
+
+
+@pytest.fixture
+def rabbitmq4_url(shared_rabbitmq4: RabbitServer4) -> Iterator[str]:
+    """URL of an empty vhost on RabbitMQ 4; see `rabbitmq_url`."""
+    url = shared_rabbitmq4.add_vhost()
+    yield url
+    with contextlib.suppress(OSError):
+        shared_rabbitmq4.drop_vhost(url)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pika.exceptions import (
     ConnectionClosedByBroker,
     ProbableAccessDeniedError,
     ProbableAuthenticationError,
+    StreamLostError,
 )
 
 from taskq.brokers.amqp_connection import StockConnection, connection_class
@@ -165,8 +166,15 @@ def abort(connection: Any) -> None:
 def drop_transport(connection: Any) -> None:
     """Close a connection's socket without a word, as for a peer that does not answer."""
     transport = getattr(connection, "_transport", None)
-    if transport is not None:
+    if transport is None:
+        return
+    terminate = getattr(connection, "_terminate_stream", None)
+    if terminate is None:
         transport.abort()
+        return
+    # Not only the socket: pika's heartbeat would act on what is gone, and its callbacks want an
+    # error to report.
+    terminate(StreamLostError("given up, it does not answer"))
 
 
 async def close(connection: Any) -> None:

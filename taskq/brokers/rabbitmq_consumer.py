@@ -193,6 +193,9 @@ class RabbitConsumer(Consumer):
 
     async def _set_up(self, connection: StockConnection, end: Callable[[str], None]) -> None:
         declarer = self._make_declarer(connection, self._loop)
+        # A worker refuses to start on dead letters or delays that work otherwise; one that runs
+        # already goes on.
+        declarer.strict_arguments = not self._was_up
         for queue in self._queues:
             await declarer.work_queue(queue)
         if await declarer.control():

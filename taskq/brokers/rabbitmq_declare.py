@@ -29,6 +29,8 @@ class Declarer:
 
     Attributes:
         adopted: {queue on the broker: how it differs} of work queues that someone else declared.
+        strict_arguments: Whether a `taskq.*` object with other arguments is an error, whatever
+            `strict` says of missing permissions.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Declarer:
             strict: Whether a `taskq.*` object with other arguments is an error or only a warning.
         """
         self.adopted: dict[str, str] = {}
+        self.strict_arguments = strict
         self._connection = connection
         self._loop = loop
         self._topology = topology
@@ -258,7 +261,7 @@ class Declarer:
         except ChannelClosed as refused:
             if refused.code == PRECONDITION_FAILED:
                 difference = readable_mismatch(refused.text)
-                if self._strict:
+                if self.strict_arguments:
                     raise TopologyMismatch(
                         f"{difference}; delete it when it is empty, change the setting back, "
                         "or use another prefix"

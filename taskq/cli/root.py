@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "bridge": ("taskq.cli.bridge", "Carry lifecycle events to Kafka."),
     "doctor": ("taskq.cli.doctor", "Examine configuration and servers."),
     "demo": ("taskq.cli.demo", "Show tasks of each kind with a real worker."),
+    "torture": ("taskq.cli.torture", "Cause faults under load, and count what is lost."),
     "completion": ("taskq.cli.completion", "Print a completion script for a shell."),
     "version": ("taskq.cli.version", "Print the versions."),
 }

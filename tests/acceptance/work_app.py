@@ -360,3 +360,14 @@ def tell(self, word, more=""):
 @app.task(name="send_more", bind=True)
 def send_more(self, count):
     return [add.delay(number, 1).id for number in range(count)]
+
+
+@app.task(name="hold_lock", bind=True)
+def hold_lock(self, seconds):
+    """Hold the interpreter's lock in one C call after the other, so that no other thread runs."""
+    note(self)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        # About half a second of arithmetic without a bytecode in between.
+        pow(3, 1 << 21)
+    return "done"

@@ -6,23 +6,35 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
 
-_CHUNK = 65536
-_NOW_RESET = struct.pack("ii", 1, 0)
+from taskq.errors import ConfigError
+
+_CHUNK: Final = 65536
+_NOW_RESET: Final = struct.pack("ii", 1, 0)
+_CALL_TIMEOUT_S: Final = 30.0
+_HEARTBEAT: Final = "heartbeat=4"
+_PORTS: Final = {"amqp": 5672, "redis": 6379}
 
 
 class Proxy:
-    """Passes connections on to a port of 127.0.0.1.
+    """Passes connections on.
 
     Attributes:
-        port: Where it listens.
+        port: Where it listens, on 127.0.0.1.
         accepted: How many connections it has taken.
     """
 
-    def __init__(self, target_port: int) -> None:
+    def __init__(self, target_port: int, target_host: str = "127.0.0.1") -> None:
+        """Listen; `close` ends it.
+
+        Args:
+            target_port: Port of the server.
+            target_host: Its host.
+        """
         self.accepted = 0
-        self._target_port = target_port
+        self._target = target_host, target_port
         self._loop = asyncio.new_event_loop()
         self._links: list[_Link] = []
         self._up = asyncio.Event()
@@ -39,12 +51,12 @@ class Proxy:
         return await asyncio.start_server(self._accept, "127.0.0.1", 0)
 
     def _call(self, work: Callable[[], Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work(), self._loop).result(30)
+        return asyncio.run_coroutine_threadsafe(work(), self._loop).result(_CALL_TIMEOUT_S)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
         try:
-            theirs = await asyncio.open_connection("127.0.0.1", self._target_port)
+            theirs = await asyncio.open_connection(*self._target)
         except OSError:
             writer.transport.abort()
             return
@@ -71,6 +83,11 @@ class Proxy:
                 await writer.drain()
         with contextlib.suppress(OSError, RuntimeError):
             writer.close()
+
+    @property
+    def open(self) -> int:
+        """How many connections are open; each takes two descriptors of this process."""
+        return len(self._links)
 
     def reset(self) -> int:
         """Cut every connection with RST and return how many there were."""
@@ -143,6 +160,27 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
+
+
+def proxied(url: str) -> tuple[str, Proxy]:
+    """Return a URL that leads to the same server through a new proxy.
+
+    Raises:
+        ConfigError: For TLS, whose certificate is not 127.0.0.1's, and for lists of URLs.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in _PORTS or ";" in url or ",amqp" in url:
+        raise ConfigError(
+            "faults of the network need one amqp:// or redis:// URL; "
+            "leave them out with --faults, or name a server without TLS"
+        )
+    proxy = Proxy(parts.port or _PORTS[parts.scheme], parts.hostname or "localhost")
+    query = parts.query
+    if parts.scheme == "amqp" and "heartbeat=" not in query:
+        # By default a silent connection takes three times 15 s to be noticed: few rounds.
+        query = f"{query}&{_HEARTBEAT}" if query else _HEARTBEAT
+    login = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
+    return urlunsplit(parts._replace(netloc=f"{login}127.0.0.1:{proxy.port}", query=query)), proxy
 
 
 class _Link:
