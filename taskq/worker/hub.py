@@ -330,6 +330,7 @@ class Hub:
             self._give_back(self._prefetch.hoarded())
             if self.gates is not None:
                 self.gates.renew(self.held.values())
+        self._prefetch.resume(self.quiet)
         if self._ticks % 20 == 0 or not busy:
             self.pool.check_memory()
         self._ticker = self._loop.call_later(_TICK_S if busy else _TICK_S * 4, self._tick)

@@ -34,15 +34,16 @@ class Prefetch:
         self._pool = pool
         self._ready = ready
         self._resized_at = 0.0
+        self._ended_at = time.monotonic()
         self._long = False
 
     def adapt(self, quiet: bool) -> None:
         """Fit to the pace after runs ended; `quiet` says that nothing more is to be consumed."""
+        now = self._ended_at = time.monotonic()
         if self._long:
-            self._leave_long(quiet)
+            self.resume(quiet)
             return
         wanted = self._pace.prefetch()
-        now = time.monotonic()
         if worth_resizing(self.size, wanted) and now - self._resized_at > _RESIZE_S:
             self._resized_at = now
             self.size = wanted
@@ -53,7 +54,9 @@ class Prefetch:
         ready = self._ready
         if self._fixed or self._pool.idle_slots() or not ready:
             return []
-        if ready.oldest_s() > time.monotonic() - _HOARD_S:
+        # Runs that end say that tasks are short: on a busy machine a deep window of them takes
+        # longer than this as well, and given back they would only come again.
+        if max(ready.oldest_s(), self._ended_at) > time.monotonic() - _HOARD_S:
             return []
         if not self._long:
             # While every slot is taken nothing more is consumed: what is given back would return.
@@ -61,9 +64,14 @@ class Prefetch:
             self.consumer.pause()
         return ready.clear()
 
-    def _leave_long(self, quiet: bool) -> None:
-        free = self._pool.idle_slots()
-        if free and not quiet:
+    def resume(self, quiet: bool) -> None:
+        """Consume again once a slot is free.
+
+        To be asked now and then, not only when runs end: the last one may have ended before its
+        executor returned what it had not started, and a paused worker sees no other.
+        """
+        free = self._pool.idle_slots() if self._long and not quiet else 0
+        if free:
             self._long = False
             self.size = free
             self._resized_at = time.monotonic()
