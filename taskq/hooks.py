@@ -21,6 +21,7 @@ EVENTS: Final = (
     "task_success",
     "task_failure",
     "task_retry",
+    "dead_letter",
 )
 """Names of the events that listeners may be registered for."""
 
@@ -54,6 +55,16 @@ class Hooks:
     def on_task_retry(self, listener: Listener) -> Listener:
         """Call `listener(request, error)` after each run that will be retried."""
         return self._add("task_retry", listener)
+
+    def on_dead_letter(self, listener: Listener) -> Listener:
+        """Call `listener(letter)` for each dead letter that a worker has left.
+
+        Called once the broker has the letter, in an executor, on a thread beside the tasks; see
+        `taskq.dead.DeadLetter`. Best effort: a worker that is killed tells nobody, one that is
+        killed before its acknowledgement may tell twice, and letters that the broker itself makes
+        (`delivery_limit`, `unroutable` at the end of a delay) are not told.
+        """
+        return self._add("dead_letter", listener)
 
     def _add(self, event: str, listener: Listener) -> Listener:
         self._listeners[event].append(listener)

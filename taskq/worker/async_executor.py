@@ -8,6 +8,7 @@ from typing import Any
 
 from taskq.message import Message
 from taskq.worker import endings
+from taskq.worker.dead_hook import DeadListeners
 from taskq.worker.endings import Ending
 from taskq.worker.limits import WatchdogLimiter, limited_coroutine
 from taskq.worker.outbox import Outbox, new_unpacker
@@ -26,6 +27,7 @@ class AsyncExecutor:
         self._registry = registry
         self._runner = Runner(registry, worker)
         self._outbox = Outbox(sock)
+        self._dead = DeadListeners(registry.hooks, self._outbox)
         self._unpacker = new_unpacker()
         self._todo: deque[list[Any]] = deque()
         self._free = list(range(slots.count - 1, -1, -1))
@@ -50,6 +52,7 @@ class AsyncExecutor:
         await self._ended.wait()
         loop.remove_reader(self._sock)
         self._flush()
+        self._dead.close()
         self._registry.hooks.emit("worker_stop")
 
     def _read(self) -> None:
@@ -85,6 +88,8 @@ class AsyncExecutor:
                 if tag in self._running and tag not in self._on_threads:
                     self._interrupted.add(tag)
                     self._running[tag].cancel()
+        elif kind == "dead":
+            self._dead.put(frame[1], frame[2])
         elif kind == "stop":
             self._stopping = True
 

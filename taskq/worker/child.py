@@ -5,7 +5,7 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgpack
@@ -28,6 +28,7 @@ class Child:
         taking_back: Whether it was asked to give back what has not started.
         given: How many tasks it has been given in its life.
         slots: What it runs now.
+        on_told: Called with the number of dead letters whose listeners have returned.
         quarantined: Tags whose hard limit passed and that may run for ever.
     """
 
@@ -62,6 +63,7 @@ class Child:
         self._on_back = on_back
         self._on_hello = on_hello
         self._on_death = on_death
+        self.on_told: Callable[[int], None] = lambda number: None
         loop.add_reader(self._sock, self._read)
         if self._pidfd >= 0:
             # Not end of file: siblings and programs that tasks start may hold copies of the socket.
@@ -98,6 +100,10 @@ class Child:
     def cancel(self, tags: list[int]) -> None:
         """Interrupt running tasks."""
         self._send("cancel", tags)
+
+    def tell_dead(self, number: int, parts: Sequence[Any]) -> None:
+        """Have the app's listeners called for dead letters; `on_told` gets the number then."""
+        self._send("dead", number, parts)
 
     def stop(self) -> None:
         """Ask it to end when what it holds is done."""
@@ -189,6 +195,8 @@ class Child:
             for held in returned:
                 held.child = None
             self._on_back(self, returned)
+        elif kind == "told":
+            self.on_told(frame[1])
         elif kind == "hello":
             self.ready = True
             self._on_hello(self)

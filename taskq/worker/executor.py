@@ -13,6 +13,7 @@ from typing import Any
 
 from taskq.message import Message
 from taskq.worker import endings
+from taskq.worker.dead_hook import DeadListeners
 from taskq.worker.endings import Ending
 from taskq.worker.limits import (
     AlarmLimiter,
@@ -44,6 +45,7 @@ class Executor:
         self._registry = registry
         self._runner = Runner(registry, worker)
         self._outbox = Outbox(sock)
+        self._dead = DeadListeners(registry.hooks, self._outbox)
         self._todo: queue.SimpleQueue[list[Any] | None] = queue.SimpleQueue()
         on_main = threading.current_thread() is threading.main_thread()
         self._limiter: Limiter = (
@@ -66,6 +68,7 @@ class Executor:
         self._work(0)
         for thread in others:
             thread.join()
+        self._dead.close()
         self._registry.hooks.emit("worker_stop")
 
     def _read(self) -> None:
@@ -92,6 +95,8 @@ class Executor:
             self._give_back()
         elif kind == "cancel":
             self._limiter.interrupt(set(frame[1]))
+        elif kind == "dead":
+            self._dead.put(frame[1], frame[2])
         elif kind == "stop":
             self._stop()
 

@@ -21,6 +21,7 @@ from taskq.results.base import ResultStore
 from taskq.worker import endings, failpoints, losses
 from taskq.worker.admission import Admission
 from taskq.worker.control import answer
+from taskq.worker.dead_hook import DeadTeller
 from taskq.worker.early import Early
 from taskq.worker.endings import Ending
 from taskq.worker.gates import make_gates, sent_on
@@ -106,6 +107,8 @@ class Hub:
         self.consumer: Consumer = broker.consumer(self.queues, self.prefetch, self, self._loop)
         self._prefetch.consumer = self.settler.consumer = self.consumer
         self.reporting = Reporting(manifest.app, name, manifest.settings, broker, self.settler)
+        if manifest.tells_dead:
+            self.settler.on_dead = DeadTeller(self._loop, self.pool)
         self._ticker: asyncio.TimerHandle | None = None
         self._ticks = 0
 

@@ -157,6 +157,9 @@ class Lifecycle:
             hub.cold = True
             hub.pool.kill_all()
             await self._wait(lambda: not hub.held, _CANCEL_WAIT_S, heed_cold=False)
+        if hub.manifest.tells_dead:
+            # Executors must still be there when the last letters are durable.
+            await self._wait(lambda: not hub.unsettled, _CANCEL_WAIT_S)
         hub.pool.stop_all()
         await self._wait(lambda: not hub.pool.children, _CANCEL_WAIT_S)
         if not await hub.close(_SETTLE_WAIT_S):

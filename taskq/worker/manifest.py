@@ -85,11 +85,13 @@ class Manifest:
         app: Its name.
         settings: Its settings.
         tasks: Declarations by task name.
+        tells_dead: Whether somebody listens for dead letters.
     """
 
     app: str
     settings: Settings
     tasks: Mapping[str, TaskInfo]
+    tells_dead: bool = False
 
     def queues(self) -> tuple[str, ...]:
         """Return the queues to consume by default: `default`'s, then those of the tasks."""
@@ -103,6 +105,7 @@ class Manifest:
             "app": self.app,
             "settings": asdict(self.settings),
             "tasks": {name: asdict(info) for name, info in self.tasks.items()},
+            "tells_dead": self.tells_dead,
         }
 
     @classmethod
@@ -116,10 +119,10 @@ class Manifest:
             name: TaskInfo(**{**info, "backoff": tuple(info["backoff"])})
             for name, info in wire["tasks"].items()
         }
-        return cls(wire["app"], Settings(**settings), tasks)
+        return cls(wire["app"], Settings(**settings), tasks, wire["tells_dead"])
 
 
 def make_manifest(app: TaskQ) -> Manifest:
     """Return the manifest of an app."""
     tasks = {name: task_info(task.spec, app.settings) for name, task in app.tasks.items()}
-    return Manifest(app.name, app.settings, tasks)
+    return Manifest(app.name, app.settings, tasks, app.has_listeners("dead_letter"))

@@ -50,6 +50,7 @@ class Settler:
         consumer: Whose deliveries are acknowledged; set before `start`.
         store: The results store; None when results are off.
         events: Gives messages to send with each batch, before it is acknowledged.
+        on_dead: Takes dead letters that the broker has confirmed; None when nobody listens.
         release: Gives back what limits gave to the runs of a batch; None where there are none.
         trouble: What settling waits for, or empty.
     """
@@ -72,6 +73,7 @@ class Settler:
         self.consumer: Consumer | None = None
         self.events: Callable[[], Sequence[Outgoing]] = tuple
         self.release: Callable[[list[Release]], None] | None = None
+        self.on_dead: Callable[[Sequence[Outgoing]], None] | None = None
         self._broker = broker
         self.store = store
         self._timeout_s = publish_timeout_s
@@ -243,6 +245,11 @@ class Settler:
                 for item, error in zip(waiting, errors, strict=True)
                 if error and not (item.topic and error.reason in _HOPELESS)
             ]
+            if self.on_dead is not None:
+                pairs = zip(waiting, errors, strict=True)
+                letters = [item for item, error in pairs if item.dead and error is None]
+                if letters:
+                    self.on_dead(letters)
             waiting = [_rerouted(item, error) for item, error in failed]
             if failed:
                 raise failed[0][1]

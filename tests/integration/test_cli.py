@@ -333,6 +333,8 @@ def test_ctrl_c_ends_a_waiting_command_quietly(user: User) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell starts what runs in the background with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     threads = Path(f"/proc/{process.pid}/task")
     until(lambda: len(list(threads.iterdir())) > 1, "the thread that watches for the result")
