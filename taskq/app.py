@@ -20,6 +20,7 @@ from taskq.events.client import SentReport, Shortened
 from taskq.flow.sending import Claims, stamp
 from taskq.hooks import Hooks
 from taskq.middleware import Middleware, compose_send
+from taskq.pauses import Pauses
 from taskq.pending import PendingMarks
 from taskq.result import AsyncResult
 from taskq.results import open_results
@@ -155,6 +156,11 @@ class TaskQ(Hooks):
             if self._flow is None or self._flow[0] is not results:
                 self._flow = (results, open_flow(results))
             return self._flow[1]
+
+    @property
+    def pauses(self) -> Pauses:
+        """Pauses queues and tasks for all workers."""
+        return Pauses(lambda: self.results, lambda: self.broker)
 
     @overload
     def task(  # type: ignore[overload-overlap]

@@ -85,10 +85,14 @@ class Hub:
 
 
 @contextmanager
-def consuming(broker: Broker, queues: Sequence[str], prefetch: int = 100) -> Iterator[Hub]:
+def consuming(
+    broker: Broker, queues: Sequence[str], prefetch: int = 100, held_back: Sequence[str] = ()
+) -> Iterator[Hub]:
     """Run a consumer of these queues for the duration of a block."""
     hub = Hub()
     hub.consumer = broker.consumer(queues, prefetch, hub, hub.loop)
+    if held_back:
+        hub.call(hub.consumer.hold, held_back)
     hub.call(hub.consumer.start)
     try:
         yield hub

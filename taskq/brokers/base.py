@@ -6,7 +6,7 @@ loop, the worker's hub. `tests/contract/` holds the suite that every broker pass
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
@@ -150,6 +150,13 @@ class Consumer(ABC):
     @abstractmethod
     def resume(self) -> None:
         """Take deliveries again after `pause`."""
+
+    @abstractmethod
+    def hold(self, queues: Collection[str]) -> None:
+        """Take nothing from these queues, and from the others as before.
+
+        Replaces what was held before; deliveries that were under way may still arrive.
+        """
 
     @abstractmethod
     def settle(self, done: Sequence[Any], returned: Sequence[Any] = ()) -> None:

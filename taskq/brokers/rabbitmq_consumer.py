@@ -5,7 +5,7 @@ import contextlib
 import logging
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 from pika.exceptions import AMQPError
@@ -83,6 +83,7 @@ class RabbitConsumer(Consumer):
         self._batch: list[Delivery] = []
         self._read_message = Layouts().read
         self._paused = False
+        self._held_back: frozenset[str] = frozenset()
         self._was_up = False
         self._closed = False
         self._lock = threading.Lock()
@@ -112,6 +113,11 @@ class RabbitConsumer(Consumer):
         if self._paused:
             self._paused = False
             self._adjust()
+
+    def hold(self, queues: Collection[str]) -> None:
+        """See `Consumer`."""
+        self._held_back = frozenset(queues)
+        self._adjust()
 
     def settle(self, done: Sequence[Any], returned: Sequence[Any] = ()) -> None:
         """See `Consumer`."""
@@ -235,7 +241,8 @@ class RabbitConsumer(Consumer):
     def _wishes(self) -> list[tuple[Link, int]]:
         # Each queue gets all of it, for credit cannot be shared between queues: with a share each,
         # a worker of six slots on two queues would run three tasks at once when one is empty.
-        return [(link, 0 if self._paused else self._prefetch) for link in self._links]
+        share, held_back = 0 if self._paused else self._prefetch, self._held_back
+        return [(link, 0 if link.queue in held_back else share) for link in self._links]
 
     async def _grant_quietly(self) -> None:
         # The end of the connection is reported by its own callback, and all is granted again.
@@ -243,7 +250,14 @@ class RabbitConsumer(Consumer):
             await self._grant()
 
     async def _grant(self) -> None:
-        await asyncio.gather(*[link.grant(share) for link, share in self._wishes()])
+        # Wished for at once and compared at the end: what changes in between must neither be
+        # overwritten by an older wish nor find its link done already.
+        while True:
+            for link, share in self._wishes():
+                link.wish(share)
+            await asyncio.gather(*[link.grant() for link in self._links])
+            if all(link.satisfied for link in self._links):
+                return
 
     # Deliveries and settlements
 

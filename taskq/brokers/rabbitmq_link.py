@@ -79,12 +79,17 @@ class Link:
         self._receive(self, tag, redelivered, raw, body)
 
     def wish(self, prefetch: int) -> None:
-        """Change what a `grant` under way ends with."""
+        """Say what `grant` shall end with: so many unsettled messages, 0 for none."""
         self._wanted = prefetch
         self._moved.set()
 
-    async def grant(self, prefetch: int) -> None:
-        """Consume with this many unsettled messages, 0 for not at all.
+    @property
+    def satisfied(self) -> bool:
+        """Whether it consumes with what was wished for last."""
+        return self._granted == self._wanted
+
+    async def grant(self) -> None:
+        """Consume with as many unsettled messages as was wished for.
 
         The credit of a running consumer cannot be changed, so another takes its place on the same
         channel; what is under way to the old one still counts as delivered. The new one
@@ -93,9 +98,8 @@ class Link:
         Raises:
             ChannelClosed: If the channel ends meanwhile.
         """
-        self.wish(prefetch)
         async with self._lock:
-            while self._granted != self._wanted:
+            while not self.satisfied:
                 await self._swap()
 
     async def _swap(self) -> None:

@@ -10,7 +10,7 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 from taskq import clock
@@ -96,6 +96,11 @@ class SqliteConsumer(Consumer):
     def resume(self) -> None:
         """Take deliveries again; see `Consumer`."""
         self._paused = False
+        self._poke()
+
+    def hold(self, queues: Collection[str]) -> None:
+        """Take nothing from these queues; see `Consumer`."""
+        self._hand.held_back = frozenset(queues)
         self._poke()
 
     def settle(self, done: Sequence[Any], returned: Sequence[Any] = ()) -> None:

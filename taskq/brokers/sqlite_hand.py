@@ -20,6 +20,7 @@ class Hand:
 
     def __init__(self, queues: Sequence[str], prefetch: int) -> None:
         self.prefetch = prefetch
+        self.held_back: frozenset[str] = frozenset()
         self._queues = queues
         self._guard = threading.Lock()
         self._held: dict[Receipt, str] = {}
@@ -29,7 +30,9 @@ class Hand:
         """Return the queues that may deliver now, in order of preference."""
         with self._guard:
             free = self.prefetch > len(self._held)
-            return [name for name in self._queues if free or not self._counts[name]]
+            names = [name for name in self._queues if free or not self._counts[name]]
+            held_back = self.held_back
+            return [name for name in names if name not in held_back] if held_back else names
 
     def count_for(self, queue: str, taken: int) -> int:
         """Return how many messages a queue may deliver.

@@ -14,7 +14,18 @@ _TIMEOUT_S: Final = 1.0
 _TABLES: Final = {
     "workers": (
         "List workers: pool, slots, queues, state.",
-        ("worker", "app", "pool", "running", "slots", "state", "queues", "pid", "uptime_s"),
+        (
+            "worker",
+            "app",
+            "pool",
+            "running",
+            "slots",
+            "state",
+            "queues",
+            "paused",
+            "pid",
+            "uptime_s",
+        ),
     ),
     "active": (
         "List the tasks that run now.",

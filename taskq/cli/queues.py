@@ -9,21 +9,32 @@ from taskq.brokers.base import DEAD_QUEUE, QueueDepth
 from taskq.cli.errors import Failure
 from taskq.cli.framework import Group, confirm, json_option, opened_app, yes_option
 from taskq.cli.output import say, suggestion, table, write_json
-from taskq.errors import TaskqError
-from taskq.worker.manifest import make_manifest
-
-_ASK_S = 0.5
+from taskq.cli.pauses import (
+    app_queues,
+    ask_workers,
+    drain,
+    pause,
+    pause_fields,
+    pause_text,
+    pauses_by_name,
+    resume,
+)
 
 
 @click.group(
     cls=Group,
     examples="""
     taskq queues ls
+    taskq queues pause mail --for 10m --why 'the relay is being moved'
     taskq queues purge mail
     """,
 )
 def queues() -> None:
-    """Look at queues, and empty them."""
+    """Look at queues, pause them, and empty them."""
+
+
+for _command in (pause, resume, drain):
+    queues.add_command(_command)
 
 
 @queues.command(
@@ -45,12 +56,17 @@ def list_queues(names: tuple[str, ...], as_json: bool) -> None:
     with opened_app() as app:
         wanted = names or _known(app)
         depths = app.broker.depths(wanted)
+        paused = pauses_by_name(app, "queue")
     rows = [_row(name, depths[name]) for name in wanted]
     if as_json:
-        write_json(rows)
+        write_json([{**row, "paused": pause_fields(paused.get(row["queue"]))} for row in rows])
         return
-    columns = ("queue", "ready", "unsettled", "delayed", "consumers")
+    columns: tuple[str, ...] = ("queue", "ready", "unsettled", "delayed", "consumers")
     cells = [[row[name] for name in columns] for row in rows]
+    if paused:
+        columns = (*columns, "paused")
+        for line in cells:
+            line.append(pause_text(paused.get(line[0])))
     for row, line in zip(rows, cells, strict=True):
         if not row["exists"]:
             line[0] = f"{row['queue']} (not made yet)"
@@ -60,20 +76,12 @@ def list_queues(names: tuple[str, ...], as_json: bool) -> None:
 def _known(app: TaskQ) -> tuple[str, ...]:
     broker = app.broker
     listed = broker.known_queues()
-    found = dict.fromkeys([*make_manifest(app).queues(), *listed])
+    found = dict.fromkeys([*app_queues(app), *listed])
     if not listed:
-        for answer in _workers(app):
+        for answer in ask_workers(app, "workers"):
             found.update(dict.fromkeys(str(name) for name in answer.get("queues") or ()))
     found.pop(DEAD_QUEUE, None)
     return (*found, DEAD_QUEUE)
-
-
-def _workers(app: TaskQ) -> list[dict[str, Any]]:
-    try:
-        return app.broker.ask({"command": "workers"}, _ASK_S)
-    # What workers would add is a convenience; the queues themselves are asked for next.
-    except TaskqError:
-        return []
 
 
 def _row(name: str, depth: QueueDepth | None) -> dict[str, Any]:

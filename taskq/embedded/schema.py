@@ -8,7 +8,9 @@ from taskq.errors import ConfigError
 APPLICATION_ID: Final = 0x7441736B
 """`tAsk`, at byte 68 of the file: how taskq (and `file`) tell its files from others."""
 
-VERSION: Final = 1
+FIRST_VERSION: Final = 1
+"""What `TABLES` makes."""
+VERSION: Final = 2
 """Schema version, SQLite's `user_version`."""
 
 READY: Final = 0
@@ -91,8 +93,17 @@ CREATE TABLE starts (
 CREATE INDEX starts_expires ON starts (expires_ms);
 """
 
-MIGRATIONS: dict[int, str] = {}
-"""Schema version to the statements that lead from it to the next one."""
+NOTES: Final = """
+CREATE TABLE notes (
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    value BLOB NOT NULL,
+    PRIMARY KEY (kind, name)
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS: dict[int, str] = {1: NOTES}
+"""Schema version to the statements that lead from it to the next one; a new file gets them all."""
 
 
 def check_identity(connection: sqlite3.Connection, path: str) -> int:
@@ -144,7 +155,7 @@ def upgrade(connection: sqlite3.Connection, path: str) -> None:
     if version == 0:
         _run(connection, TABLES)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        version = VERSION
+        version = FIRST_VERSION
     while version < VERSION:
         _run(connection, MIGRATIONS[version])
         version += 1

@@ -214,6 +214,26 @@ class ResultStore(ABC):
         """
 
     @abstractmethod
+    def notes(self, kind: str) -> dict[str, bytes]:
+        """Return the notes of a kind by name: few, and kept until they are removed.
+
+        What operators set for the whole cluster is kept in notes, such as pauses; one round trip.
+        """
+
+    @abstractmethod
+    def put_note(self, kind: str, name: str, value: bytes | None) -> bool:
+        """Set a note, or remove it.
+
+        Args:
+            kind: What it is about, such as `pauses`; letters, digits and `-`.
+            name: Its name among those of its kind.
+            value: What it says; None removes it.
+
+        Returns:
+            Whether there was one of that name before.
+        """
+
+    @abstractmethod
     def watch(self, task_id: str, callback: Callable[[bytes], None]) -> Callable[[], None]:
         """Call back once with the terminal record, at once if it is there already.
 

@@ -56,7 +56,8 @@ class RedisResults(ResultStore):
     an error at once, and the next call tries again. Waiters ride out a restart.
 
     An ACL user needs `~<prefix>:* &<prefix>:* +@all -@admin -@dangerous`, or less: GET, MGET, SET,
-    INCR, EXPIRE, UNLINK, EVAL, EVALSHA, PUBLISH, SUBSCRIBE, UNSUBSCRIBE, PING, SELECT.
+    INCR, EXPIRE, UNLINK, HGETALL, HSET, HDEL, EVAL, EVALSHA, PUBLISH, SUBSCRIBE, UNSUBSCRIBE,
+    PING, SELECT.
     """
 
     def __init__(self, url: str, timeout_s: float = 5.0) -> None:
@@ -73,6 +74,7 @@ class RedisResults(ResultStore):
         self.url = self._address.masked
         self._result_prefix = f"{self._address.prefix}:result:"
         self._starts_prefix = f"{self._address.prefix}:starts:"
+        self._notes_prefix = f"{self._address.prefix}:notes:"
         self._open()
         _stores.add(self)
 
@@ -124,6 +126,22 @@ class RedisResults(ResultStore):
         parts: list[tuple[list[str], list[Any]]] = [(part, [ttl_s, by]) for part in _slices(keys)]
         replies = self._run(redis_scripts.COUNT, lambda again: parts)
         return [int(count) for reply in replies for count in reply]
+
+    def notes(self, kind: str) -> dict[str, bytes]:
+        """Return the notes of a kind; see `ResultStore`. They are the fields of one hash."""
+        (found,) = self._call(lambda again: [("HGETALL", self._notes_prefix + kind)])
+        # RESP2 answers with names and values in turn, RESP3 with a map.
+        pairs = found.items() if isinstance(found, dict) else zip(*[iter(found)] * 2, strict=True)
+        return {bytes(name).decode(errors="replace"): bytes(value) for name, value in pairs}
+
+    def put_note(self, kind: str, name: str, value: bytes | None) -> bool:
+        """Set or remove a note; see `ResultStore`."""
+        key = self._notes_prefix + kind
+        if value is None:
+            (removed,) = self._call(lambda again: [("HDEL", key, name)])
+            return bool(removed)
+        (added,) = self._call(lambda again: [("HSET", key, name, value)])
+        return not added
 
     def watch(self, task_id: str, callback: Callable[[bytes], None]) -> Callable[[], None]:
         """Call back once with the terminal record; see `ResultStore`.

@@ -45,6 +45,9 @@ PRUNE_STARTS: Final = (
     "DELETE FROM starts WHERE id IN "
     "(SELECT id FROM starts WHERE expires_ms <= ? ORDER BY expires_ms LIMIT ?)"
 )
+NOTES: Final = "SELECT name, value FROM notes WHERE kind = ?"
+DROP_NOTE: Final = "DELETE FROM notes WHERE kind = ? AND name = ?"
+PUT_NOTE: Final = "INSERT INTO notes (kind, name, value) VALUES (?, ?, ?)"
 _PUT: Final = "INSERT OR REPLACE INTO records (id, record, expires_ms) VALUES (?, ?, ?)"
 _COUNT: Final = (
     "INSERT INTO starts (id, count, expires_ms) VALUES (?1, ?4, ?2) ON CONFLICT (id) DO UPDATE "
@@ -152,6 +155,19 @@ class SqliteResults(ResultStore):
             ]
             _prune(connection, PRUNE_STARTS, now_ms, len(counts))
         return [count for ((count,),) in counts]
+
+    def notes(self, kind: str) -> dict[str, bytes]:
+        """Return the notes of a kind; see `ResultStore`."""
+        with _translated(), self._database.reading(self._timeout_s) as connection:
+            return dict(connection.execute(NOTES, (kind,)))
+
+    def put_note(self, kind: str, name: str, value: bytes | None) -> bool:
+        """Set or remove a note; see `ResultStore`."""
+        with self._writing() as connection:
+            known = connection.execute(DROP_NOTE, (kind, name)).rowcount > 0
+            if value is not None:
+                connection.execute(PUT_NOTE, (kind, name, value))
+        return known
 
     def watch(self, task_id: str, callback: Callable[[bytes], None]) -> Callable[[], None]:
         """Call back with the final record; see `ResultStore`."""

@@ -1,8 +1,9 @@
-"""What a worker answers to `taskq inspect`: a table of commands, read-only."""
+"""What a worker answers to `taskq inspect`: a table of commands, which change nothing."""
 
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ def _workers(hub: "Hub") -> dict[str, Any]:
         "queues": list(hub.queues),
         "executors": [child.pid for child in hub.pool.children],
         "state": "stopping" if hub.quiet else "consuming" if hub.connected else "waiting",
+        "paused": hub.pauses.summary(),
         "uptime_s": round(time.monotonic() - hub.stats.started_s, 1),
     }
 
@@ -80,6 +82,20 @@ def _stats(hub: "Hub") -> dict[str, Any]:
     }
 
 
+def _held(hub: "Hub") -> dict[str, Any]:
+    counts = Counter(held.delivery.queue for held in hub.held.values())
+    return {
+        "queues": dict(counts),
+        "consumes": list(hub.queues),
+        "paused": sorted(hub.pauses.queues),
+    }
+
+
+def _look(hub: "Hub") -> dict[str, Any]:
+    hub.pauses.look()
+    return {"ok": "looking"}
+
+
 def _unknown(hub: "Hub") -> dict[str, Any]:
     return {"tasks": hub.stats.unknown()}
 
@@ -91,4 +107,6 @@ _COMMANDS: dict[str, Callable[["Hub"], dict[str, Any]]] = {
     "registered": _registered,
     "stats": _stats,
     "unknown": _unknown,
+    "held": _held,
+    "look": _look,
 }

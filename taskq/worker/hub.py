@@ -29,6 +29,7 @@ from taskq.worker.held import Held
 from taskq.worker.intake import Intake, Judged
 from taskq.worker.launcher import AnyLauncher
 from taskq.worker.manifest import Manifest
+from taskq.worker.pauses import PauseWatch
 from taskq.worker.pool import Pool, layout
 from taskq.worker.prefetch import Prefetch
 from taskq.worker.ready import Ready
@@ -54,6 +55,7 @@ class Hub:
         gates: Limits of rate and number, and the rest of flow control; None without a store.
         ready: Those that may start, in order.
         unsettled: Endings handed to the settler and not settled yet.
+        pauses: What is paused.
         stats: Counters.
         reporting: The worker's lifecycle events.
         connected: Whether the broker delivers.
@@ -109,6 +111,7 @@ class Hub:
         self.reporting = Reporting(manifest.app, name, manifest.settings, broker, self.settler)
         if manifest.tells_dead:
             self.settler.on_dead = DeadTeller(self._loop, self.pool)
+        self.pauses = PauseWatch(self, store, self._loop)
         self._ticker: asyncio.TimerHandle | None = None
         self._ticks = 0
 
@@ -121,7 +124,8 @@ class Hub:
         """Begin: executors, settling, consuming."""
         self.settler.start()
         self.pool.start()
-        self.consumer.start()
+        # It starts the consumer as soon as it knows which queues are paused.
+        self.pauses.start()
         self.reporting.start(
             {
                 "pool": self.settings.pool,
@@ -184,6 +188,9 @@ class Hub:
         if self.quiet:
             self._give_back([held for held, _ in judged if not held.void])
             return
+        if self.pauses.current:
+            # Paused while the batch was judged.
+            judged = [(held, ending or self.pauses.verdict(held)) for held, ending in judged]
         now_ms, now_s = clock.now_ms(), time.monotonic()
         for held, ending in judged:
             if held.void:
@@ -249,6 +256,9 @@ class Hub:
                 self.intake.add(self._twins.leave(held))
             else:
                 kept.append(held)
+        if self.pauses.current:
+            kept, paused = self.pauses.sort(kept)
+            self._let_go(paused)
         if self.quiet:
             self._give_back(kept)
         else:
@@ -293,7 +303,9 @@ class Hub:
         self.settler.put([(held.delivery.receipt, ending) for held, ending in outcomes])
 
     def _give_back(self, batch: list[Held]) -> None:
-        outcomes = [(held, Ending(endings.REQUEUED)) for held in batch]
+        self._let_go([(held, Ending(endings.REQUEUED)) for held in batch])
+
+    def _let_go(self, outcomes: list[tuple[Held, Ending]]) -> None:
         self._refund(outcomes)
         self._settle(outcomes)
 
@@ -305,6 +317,16 @@ class Hub:
             first = self._refunds and not held.delivery.redelivered
             if ending.code == endings.REQUEUED and (held.counted or first):
                 ending.refund = count_key(self._case(held))
+
+    def withhold(self) -> None:
+        """Let go of what has not started and may not start now."""
+        kept, paused = self.pauses.sort(self.ready.clear())
+        for held in kept:
+            self.ready.append(held)
+        self._let_go(paused)
+        for child in self.pool.children:
+            if any(self.pauses.verdict(held) for held in child.held.values()):
+                child.take_back()
 
     def give_back_unstarted(self) -> None:
         """Return every delivery that no executor holds, and ask executors for theirs."""
@@ -365,6 +387,7 @@ class Hub:
         """
         if self._ticker is not None:
             self._ticker.cancel()
+        self.pauses.close()
         await self._loop.run_in_executor(None, self.reporting.stop)
         done = await self._loop.run_in_executor(None, self.settler.stop, settle_s)
         await self.consumer.close()

@@ -196,7 +196,9 @@ class Lifecycle:
 
     def _is_empty(self) -> bool:
         try:
-            depths = self._broker.depths(self._hub.queues)
+            # What is paused stays where it is: waiting for it would be waiting for an operator.
+            paused = self._hub.pauses.queues
+            depths = self._broker.depths([q for q in self._hub.queues if q not in paused])
             if any(depth is not None and depth.ready for depth in depths.values()):
                 return False
             return self._broker.due_within(_BURST_HORIZON_S) == 0

@@ -300,3 +300,46 @@ def test_the_brokers_own_headers_are_not_sent_on(broker: Broker) -> None:
 
     assert delivery.message.headers == again.message.headers == {}
     assert again.message == delivery.message
+
+
+def test_a_queue_that_is_held_back_gives_nothing_and_the_others_go_on(broker: Broker) -> None:
+    """A paused queue must not stop its neighbours, and loses nothing."""
+    with consuming(broker, ["q", "other"]) as hub:
+        wait_for(lambda: bool(hub.connections), 15, "a consumer")
+        hub.call(hub.consumer.hold, ["q"])
+        wait_for(lambda: depth(broker).consumers == (0 if is_amqp(broker) else 1), 15, "the hold")
+        held_back = [outgoing() for _ in range(3)]
+        send(broker, *held_back, outgoing("other"))
+        hub.wait_for(1)
+        send(broker, outgoing("other"))
+        hub.wait_for(2)
+
+        assert {delivery.queue for delivery in hub.got} == {"other"}
+        assert ready(broker) == 3
+
+        hub.call(hub.consumer.pause)
+        hub.call(hub.consumer.resume)
+        send(broker, outgoing("other"))
+        hub.wait_for(3)
+        assert {delivery.queue for delivery in hub.got} == {"other"}, "a resume is not a release"
+
+        hub.call(hub.consumer.hold, [])
+        hub.wait_for(6)
+        assert ids(hub.got[3:]) == [one.message.id for one in held_back]
+
+
+def test_a_consumer_can_be_told_what_to_hold_back_before_it_starts(broker: Broker) -> None:
+    """A worker that starts while a queue is paused takes nothing of it, not even for a moment."""
+    send(broker, outgoing(), outgoing("other"))
+
+    with consuming(broker, ["q", "other"], held_back=["q"]) as hub:
+        hub.wait_for(1)
+        send(broker, outgoing("other"))
+        hub.wait_for(2)
+
+        assert {delivery.queue for delivery in hub.got} == {"other"}
+        assert ready(broker) == 1
+
+
+def is_amqp(broker: Broker) -> bool:
+    return broker.url.startswith("amqp")

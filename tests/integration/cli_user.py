@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 60
 
 SHOP = """
+import os
 import time
 
 from taskq import Reject, RetryPolicy, TaskQ
@@ -38,6 +39,14 @@ def fail(word):
 @app.task(queue="slow")
 def nap(seconds):
     time.sleep(seconds)
+    return b"rested"
+
+
+@app.task(queue="slow")
+def wait(path):
+    end = time.monotonic() + 60
+    while not os.path.exists(path) and time.monotonic() < end:
+        time.sleep(0.02)
     return b"rested"
 
 

@@ -33,7 +33,7 @@ def test_call_result_and_inspect_with_a_worker(user: User) -> None:
         waited = user.run("call", "-A", "shop:app", "shop.add", "--args", "[2, 3]", "--wait")
         assert waited.stdout == "5\n"
 
-        task_id = user.call("shop.nap", "--args", "[1.5]")
+        task_id = user.call("shop.wait", "--args", '["go"]')
         assert UUID.fullmatch(task_id)
         active = until(
             lambda: user.run("inspect", "active", "--json").json(), "the task among the active"
@@ -50,8 +50,9 @@ def test_call_result_and_inspect_with_a_worker(user: User) -> None:
         assert user.run("inspect", "unknown", "--json").json() == []
         assert user.run("inspect", "ping", "--worker", "other", "--timeout", "0.3", code=69)
 
+        (user.directory / "go").touch()
         found = user.run("result", task_id, "--wait", "--json").json()
-        assert (found["state"], found["task"]) == ("SUCCESS", "shop.nap")
+        assert (found["state"], found["task"]) == ("SUCCESS", "shop.wait")
         assert found["result"] == {"__type__": "base64", "__value__": "cmVzdGVk"}
         stats = user.run("inspect", "stats", "--json").json()
         assert stats[0]["endings"] == {"SUCCESS": 2}
@@ -155,6 +156,7 @@ def test_queues_are_listed_and_purged(user: User) -> None:
         "unsettled": 0,
         "delayed": 0,
         "consumers": 0,
+        "paused": None,
     }
     assert "--yes" in user.run("queues", "purge", "default", code=2).stderr
     assert user.run("queues", "purge", "defualt", "--yes", code=1).stderr.startswith("Error: there")

@@ -135,16 +135,46 @@ def test_an_older_file_is_upgraded(path: Path, monkeypatch: pytest.MonkeyPatch) 
     database = opened(path)
     put(database, "kept")
     database.close()
-    steps = {1: "CREATE TABLE extra (a);\nINSERT INTO extra VALUES (1);\n", 2: "DROP TABLE extra"}
-    monkeypatch.setattr(schema, "VERSION", 3)
+    now = schema.VERSION
+    steps = {
+        now: "CREATE TABLE extra (a);\nINSERT INTO extra VALUES (1);\n",
+        now + 1: "DROP TABLE extra",
+    }
+    monkeypatch.setattr(schema, "VERSION", now + 2)
     monkeypatch.setattr(schema, "MIGRATIONS", steps)
 
     for _ in range(2):
         database = opened(path)
         assert names(database) == ["kept"]
         with database.reading(5.0) as connection:
-            assert connection.execute("PRAGMA user_version").fetchone() == (3,)
+            assert connection.execute("PRAGMA user_version").fetchone() == (now + 2,)
         database.close()
+
+
+def test_a_file_of_the_first_version_gets_what_came_later(path: Path) -> None:
+    """Work queued by the first taskq of all is still there, and all tables of this one are."""
+    old = sqlite3.connect(path, isolation_level=None)
+    for statement in schema.TABLES.split(";\n"):
+        old.execute(statement)
+    old.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+    old.execute(f"PRAGMA user_version = {schema.FIRST_VERSION}")
+    old.execute("INSERT INTO queues VALUES ('kept', 1)")
+    old.close()
+    new, upgraded = opened(path.with_name("new.db")), opened(path)
+
+    assert names(new) == []
+    assert names(upgraded) == ["kept"]
+    assert tables(upgraded) == tables(new)
+    with upgraded.reading(5.0) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (schema.VERSION,)
+    new.close()
+    upgraded.close()
+
+
+def tables(database: Database) -> list[str]:
+    with database.reading(5.0) as connection:
+        found = connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name")
+        return [f"{name}: {text}" for name, text in found]
 
 
 def test_a_failed_upgrade_leaves_the_old_schema(
@@ -155,8 +185,9 @@ def test_a_failed_upgrade_leaves_the_old_schema(
     put(database, "kept")
     database.close()
     with monkeypatch.context() as patch:
-        patch.setattr(schema, "VERSION", 2)
-        patch.setattr(schema, "MIGRATIONS", {1: "CREATE TABLE extra (a);\nNONSENSE"})
+        now = schema.VERSION
+        patch.setattr(schema, "VERSION", now + 1)
+        patch.setattr(schema, "MIGRATIONS", {now: "CREATE TABLE extra (a);\nNONSENSE"})
         broken = opened(path)
         with pytest.raises(Trouble):
             names(broken)
