@@ -25,6 +25,7 @@ from taskq.pending import PendingMarks
 from taskq.result import AsyncResult
 from taskq.results import open_results
 from taskq.results.base import MAX_ATTEMPT, Record, ResultStore, Write, encode_record, is_terminal
+from taskq.routes import Routes, Rule, Target
 from taskq.schedules.book import ScheduleBook
 from taskq.shared import make_current, shared_tasks
 from taskq.spec import TaskOptions
@@ -53,6 +54,7 @@ class TaskQ(Hooks):
         settings: See `taskq.config.Settings`.
         middlewares: Wrapped around every send and run, the first outermost.
         schedules: The scheduled jobs; see `taskq.schedules.book.ScheduleBook`.
+        routes: Which queue tasks go to that name none.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class TaskQ(Hooks):
         broker: str | None = None,
         results: str | None = None,
         middlewares: Sequence[Middleware] = (),
+        routes: Iterable[Rule] | Mapping[str, Target] = (),
         **settings: Any,
     ) -> None:
         """Make an app.
@@ -72,6 +75,7 @@ class TaskQ(Hooks):
                 `taskq.db` when neither this nor TASKQ_BROKER is given.
             results: `redis://`, `rediss://`, `sqlite:///path` or `memory://` URL; `off` for none.
             middlewares: See `taskq.middleware.Middleware`.
+            routes: Rules that say which queue a task goes to; see `taskq.routes`.
             **settings: Any other of `taskq.config.Settings`.
 
         Raises:
@@ -83,6 +87,7 @@ class TaskQ(Hooks):
         self.name = name
         self.settings: Settings = app_settings({"broker": broker, "results": results, **settings})
         self.middlewares: list[Middleware] = list(middlewares)
+        self.routes = Routes(routes)
         self._tasks: dict[str, BaseTask[Any, Any]] = {}
         self._lock = threading.RLock()
         self._broker: Broker | None = None
@@ -301,7 +306,7 @@ class TaskQ(Hooks):
             if known is not None:
                 known.check_arguments(first.args, first.kwargs)
             item = stamp(
-                prepare(call, self._defaults, self.settings),
+                prepare(call, self._defaults, self.settings, self.routes),
                 known,
                 first.args,
                 first.kwargs,

@@ -12,16 +12,18 @@ from taskq.brokers.base import Outgoing, check_queue_name
 from taskq.canvas import Chain, Signature, new_id
 from taskq.config import Settings, nearest
 from taskq.errors import ConfigError
-from taskq.message import DUE
+from taskq.message import DEADLINE, DUE
 from taskq.request import Request
 from taskq.request import current as current_request
 from taskq.retry import MAX_DELAY_S
+from taskq.routes import Routes
 
 OPTIONS: Final = frozenset(
     {
         "countdown",
         "eta",
         "expires",
+        "deadline",
         "idempotency_key",
         "queue",
         "priority",
@@ -57,6 +59,7 @@ def prepare(
     call: Signature[Any] | Chain,
     defaults: Callable[[str], Mapping[str, Any]],
     settings: Settings,
+    routes: Routes | None = None,
 ) -> Prepared:
     """Build the message of a call or of a chain's first step.
 
@@ -64,13 +67,14 @@ def prepare(
         call: What to send.
         defaults: Gives the options that a task declares, by its name.
         settings: The app's settings.
+        routes: Where calls go that name no queue, of tasks that declare none.
 
     Raises:
         ConfigError: For an unknown or unusable option.
         EncodeError: If the arguments have no form on the wire.
     """
     steps = call.steps if isinstance(call, Chain) else (call,)
-    merged = [_with_defaults(step, defaults, settings) for step in steps]
+    merged = [_with_defaults(step, defaults, settings, routes) for step in steps]
     ids = [options.get("task_id") or new_id() for options in merged]
     parent = current_request.get()
     root_id = (parent.root_id or parent.id) if parent is not None else None
@@ -82,13 +86,22 @@ def prepare(
 
 
 def _with_defaults(
-    step: Signature[Any], defaults: Callable[[str], Mapping[str, Any]], settings: Settings
+    step: Signature[Any],
+    defaults: Callable[[str], Mapping[str, Any]],
+    settings: Settings,
+    routes: Routes | None,
 ) -> dict[str, Any]:
     for name in step.options:
         if name not in OPTIONS:
             raise ConfigError(f"unknown option {name!r}{nearest(name, OPTIONS)}")
     given = {name: value for name, value in step.options.items() if value is not None}
     options = {**defaults(step.task), **given}
+    if routes is not None and len(routes):
+        route = routes.find(step.task, step.args, step.kwargs, options)
+        if route is not None:
+            options["queue"] = options.get("queue") or route.queue
+            if route.priority is not None and "priority" not in given:
+                options["priority"] = options.get("priority") or route.priority
     options["queue"] = check_queue_name(options.get("queue") or settings.default_queue)
     return options
 
@@ -99,7 +112,7 @@ def _later_step(step: Signature[Any], options: dict[str, Any], task_id: str) -> 
     for name in ("priority", "headers"):
         if options.get(name):
             kept[name] = options[name]
-    for name in ("countdown", "eta", "expires"):
+    for name in ("countdown", "eta", "expires", "deadline"):
         if step.options.get(name) is not None:
             raise ConfigError(f"only the first step of a chain takes {name}=")
     for name in ("link", "link_error"):
@@ -134,9 +147,12 @@ def _first_step(
     if due_ms:
         headers["eta"] = clock.to_iso(due_ms)
         headers[DUE] = due_ms
-    expires_ms = _expires_ms(options.get("expires"), now_ms)
+    expires_ms = _end_ms("expires", options.get("expires"), now_ms)
     if expires_ms:
         headers["expires"] = clock.to_iso(expires_ms)
+    deadline_ms = _deadline_ms(options.get("deadline"), now_ms, due_ms, parent)
+    if deadline_ms:
+        headers[DEADLINE] = deadline_ms
     if parent is not None and not parent.called_directly:
         headers["parent_id"] = parent.id
         headers["root_id"] = root_id
@@ -187,14 +203,28 @@ def _due_ms(options: Mapping[str, Any], now_ms: int) -> int:
     return 0 if eta is None else _moment_ms("eta", eta, now_ms)
 
 
-def _expires_ms(expires: Any, now_ms: int) -> int:
-    if expires is None:
+def _end_ms(name: str, end: Any, now_ms: int) -> int:
+    if end is None:
         return 0
-    if isinstance(expires, datetime):
-        return _moment_ms("expires", expires, now_ms)
-    if isinstance(expires, timedelta):
-        expires = expires.total_seconds()
-    return now_ms + round(_seconds("expires", expires) * 1000)
+    if isinstance(end, datetime):
+        return _moment_ms(name, end, now_ms)
+    if isinstance(end, timedelta):
+        end = end.total_seconds()
+    return now_ms + round(_seconds(name, end) * 1000)
+
+
+def _deadline_ms(deadline: Any, now_ms: int, due_ms: int, parent: Request | None) -> int:
+    """Return when a call must have ended: by its own deadline, or by that of the task it is from.
+
+    A child cannot have more time than its parent, which waits for it or has promised its effect.
+    """
+    own_ms = _end_ms("deadline", deadline, now_ms)
+    if own_ms and due_ms >= own_ms:
+        raise ConfigError("the call is due after its deadline, so it could never run")
+    inherited = parent.headers.get(DEADLINE) if parent is not None else None
+    if not isinstance(inherited, int) or inherited <= 0:
+        return own_ms
+    return min(own_ms, inherited) if own_ms else inherited
 
 
 def _seconds(name: str, value: Any) -> float:

@@ -13,7 +13,7 @@ from uuid import uuid4
 from taskq.body import Embed, encode_call
 from taskq.brokers.base import Outgoing
 from taskq.errors import ConfigError, DecodeError
-from taskq.message import Message
+from taskq.message import DEADLINE, Message
 from taskq.result import AsyncResult
 
 R = TypeVar("R")
@@ -207,7 +207,12 @@ def next_outgoing(
 
 
 def errback_outgoing(message: Message, embed: Embed, queue: str, root_id: str) -> list[Outgoing]:
-    """Return the errbacks of a failed task, each with the failed task's id put first."""
+    """Return the errbacks of a failed task, each with the failed task's id put first.
+
+    They have all the time they need: what is left of the task's own may be nothing.
+    """
+    if embed.errbacks:
+        message = message.with_headers(taskq_deadline=None)
     return [
         _step(message, Signature.from_wire(wire), message.id, queue, root_id, Embed())
         for wire in embed.errbacks
@@ -234,6 +239,9 @@ def _step(
     priority = options.get("priority")
     headers = {**(options.get("headers") or {}), "parent_id": message.id}
     headers["root_id"] = root_id or message.id
+    deadline_ms = message.headers.get(DEADLINE)
+    if isinstance(deadline_ms, int):
+        headers[DEADLINE] = deadline_ms
     sent = encode_call(
         step.task,
         task_id if isinstance(task_id, str) and task_id else new_id(),

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from taskq import clock
 from taskq.errors import DecodeError
-from taskq.message import DUE, LOST, STARTS, Message
+from taskq.message import DEADLINE, DUE, LOST, STARTS, Message
 
 
 class Envelope(NamedTuple):
@@ -14,7 +14,8 @@ class Envelope(NamedTuple):
     Attributes:
         retries: Attempts already spent; 0 on the first.
         due_ms: Earliest start as epoch ms, 0 for now.
-        expires_ms: Latest start as epoch ms, 0 for never.
+        expires_ms: Latest start as epoch ms, the earlier of `expires` and the deadline; 0 for none.
+        deadline_ms: When it must have ended, as epoch ms; 0 for none.
         time_limit_s: Hard limit of this call, or None for the task's own.
         soft_time_limit_s: Soft limit of this call, or None.
         root_id: First task of the workflow; the task's own id by default.
@@ -27,6 +28,7 @@ class Envelope(NamedTuple):
     retries: int = 0
     due_ms: int = 0
     expires_ms: int = 0
+    deadline_ms: int = 0
     time_limit_s: float | None = None
     soft_time_limit_s: float | None = None
     root_id: str = ""
@@ -55,10 +57,14 @@ def read_envelope(message: Message) -> Envelope:
         return _PLAIN
     hard, soft = _limits(headers.get("timelimit"))
     due_ms = _integer(headers, DUE)
+    expires_ms, deadline_ms = _date_ms(headers, "expires"), _integer(headers, DEADLINE)
+    if deadline_ms and not 0 < expires_ms < deadline_ms:
+        expires_ms = deadline_ms
     return Envelope(
         retries=_integer(headers, "retries"),
         due_ms=due_ms or _date_ms(headers, "eta"),
-        expires_ms=_date_ms(headers, "expires"),
+        expires_ms=expires_ms,
+        deadline_ms=deadline_ms,
         time_limit_s=hard,
         soft_time_limit_s=soft,
         root_id=_text(headers, "root_id") or "",

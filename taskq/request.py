@@ -5,6 +5,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from taskq import clock
+from taskq.message import DEADLINE
+
 
 @dataclass(slots=True)
 class Request:
@@ -41,6 +44,12 @@ class Request:
     redelivered: bool = False
     worker: str = ""
     called_directly: bool = False
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds until the call's deadline, negative when it passed; None without one."""
+        deadline_ms = self.headers.get(DEADLINE)
+        return (deadline_ms - clock.now_ms()) / 1000 if isinstance(deadline_ms, int) else None
 
 
 current: ContextVar[Request | None] = ContextVar("taskq_request", default=None)

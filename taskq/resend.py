@@ -7,6 +7,7 @@ from taskq import clock
 from taskq.errors import RemoteError
 from taskq.message import (
     DEAD_PREFIX,
+    DEADLINE,
     DUE,
     FIRST,
     HISTORY,
@@ -115,7 +116,8 @@ def revived(message: Message) -> Message:
         for name, value in strip_broker_headers(message.headers).items()
         if not name.startswith(DEAD_PREFIX)
         and name != REPLAY
-        and name not in (DUE, FIRST, HISTORY, UNKNOWN_SINCE, WAITED, "retries", "eta", "expires")
+        and name
+        not in (DEADLINE, DUE, FIRST, HISTORY, UNKNOWN_SINCE, WAITED, "retries", "eta", "expires")
     }
     replays = message.headers.get(REPLAYS)
     # A hostile header may hold anything, and its letter must be replayable all the same.

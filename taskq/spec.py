@@ -40,6 +40,7 @@ class TaskOptions(FlowOptions, total=False):
     result_ttl: int
     expires: float
     schedule: Schedule
+    deadline: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,8 @@ class TaskSpec:
         result_ttl: Seconds to keep the result; None for the app's setting.
         expires: Seconds after sending within which it must start; None for ever.
         schedule: When the scheduler sends it, without arguments; see `taskq.crontab`.
+        deadline: Seconds after sending within which it must have ended, with everything it sends;
+            None for no bound.
         rate_limit: Starts per period in all workers together, such as `100/m`; more wait.
         rate_burst: Starts that may follow each other at once; a tenth of a second's by default.
         rate_limit_key: Expression such as `args[0]`, or a callable of the arguments: one rate for
@@ -94,6 +97,7 @@ class TaskSpec:
     result_ttl: int | None = None
     expires: float | None = None
     schedule: Schedule | None = None
+    deadline: float | None = None
     rate_limit: str | None = None
     rate_burst: int | None = None
     rate_limit_key: KeyOption | None = None
@@ -125,7 +129,7 @@ class TaskSpec:
         _whole(self, "max_retries", 0, 10_000)
         _whole(self, "priority", 0, 9)
         _whole(self, "result_ttl", 1, 10**9)
-        for name in ("soft_time_limit", "time_limit", "expires"):
+        for name in ("soft_time_limit", "time_limit", "expires", "deadline"):
             _positive(self, name)
         soft, hard = self.soft_time_limit, self.time_limit
         if soft is not None and hard is not None and soft >= hard:

@@ -48,6 +48,7 @@ class BaseTask(Generic[P, R]):
             "priority": spec.priority,
             "serializer": spec.serializer or None,
             "expires": spec.expires,
+            "deadline": spec.deadline,
         }
         self._find_app = find_app
         self._signature: inspect.Signature | None = None
@@ -115,6 +116,7 @@ class BaseTask(Generic[P, R]):
         countdown: float | None = None,
         eta: "datetime | None" = None,
         expires: "float | datetime | timedelta | None" = None,
+        deadline: "float | datetime | timedelta | None" = None,
         queue: str | None = None,
         priority: int | None = None,
         task_id: str | None = None,
@@ -135,6 +137,7 @@ class BaseTask(Generic[P, R]):
             countdown: Start not before so many seconds from now, up to 366 days.
             eta: Start not before this moment; an aware datetime.
             expires: Seconds or moment by which it must have started.
+            deadline: Seconds or moment by which it must have ended, with everything it sends.
             queue: Queue that replaces the task's own.
             priority: 0 (lowest) to 9.
             task_id: Id to use; sending one id twice has one outcome.
@@ -157,6 +160,7 @@ class BaseTask(Generic[P, R]):
             "countdown": countdown,
             "eta": eta,
             "expires": expires,
+            "deadline": deadline,
             "queue": queue,
             "priority": priority,
             "task_id": task_id,

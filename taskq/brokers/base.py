@@ -153,10 +153,7 @@ class Consumer(ABC):
 
     @abstractmethod
     def hold(self, queues: Collection[str]) -> None:
-        """Take nothing from these queues, and from the others as before.
-
-        Replaces what was held before; deliveries that were under way may still arrive.
-        """
+        """Take nothing from these queues alone; deliveries under way may still arrive."""
 
     @abstractmethod
     def settle(self, done: Sequence[Any], returned: Sequence[Any] = ()) -> None:

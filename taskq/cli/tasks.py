@@ -50,6 +50,7 @@ def wait_options(command: Any) -> Any:
 @click.option("--queue", metavar="NAME", help="Queue; by default the task's own, or `default`.")
 @click.option("--priority", type=click.IntRange(0, 9), metavar="0-9", help="0 by default.")
 @click.option("--expires", type=SPAN, metavar="S", help="Do not start it later than this.")
+@click.option("--deadline", type=SPAN, metavar="S", help="It must have ended by then.")
 @click.option("--task-id", metavar="ID", help="Id to use; sending it again is safe.")
 @wait_options
 @json_option

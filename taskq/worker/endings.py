@@ -30,6 +30,7 @@ PARKED = "PARKED"
 MALFORMED = "MALFORMED"
 KEYED = "KEYED"
 _NO_EMBED = Embed()
+_LIMITS = ("SoftTimeLimitExceeded", "TimeLimitExceeded")
 
 
 @dataclass(slots=True)
@@ -172,12 +173,18 @@ def failed(
         reason: Of the dead letter.
     """
     info, spent = case.info, case.envelope.spent
+    deadline_ms = case.envelope.deadline_ms
+    if deadline_ms and clock.now_ms() >= deadline_ms and error.type in _LIMITS:
+        # It was stopped because nobody waits for it any more.
+        return final(case, outcome.EXPIRED, error, us=us)
     bound = max_retries if max_retries is not None else (info.max_retries if info else 0)
     if info is None or not retryable or spent >= bound or _too_old(case, info):
         return final(case, outcome.FAILURE, error, reason=reason, us=us)
     wait_s = info.delay_s(spent + 1) if countdown_s is None else countdown_s
     now = clock.now_ms()
     due_ms = now + round(wait_s * 1000)
+    if deadline_ms and due_ms >= deadline_ms:
+        return final(case, outcome.EXPIRED, error, us=us)
     follow = (Outgoing(case.queue, retried(case.message, spent + 1, due_ms, error), due_ms),)
     writes: tuple[Write, ...] = ()
     if case.results:

@@ -1,7 +1,8 @@
 """A delivery in the hub's hands, from its arrival to its settlement."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from taskq import clock
 from taskq.brokers.base import Delivery
 from taskq.envelope import Envelope
 from taskq.flow.asks import Release, Verdict
@@ -10,6 +11,9 @@ from taskq.worker.manifest import TaskInfo
 
 if TYPE_CHECKING:
     from taskq.worker.child import Child
+
+DEADLINE_GRACE_MS: Final = 5000
+"""How long after its deadline a task that does not end by itself is stopped."""
 
 
 class Held:
@@ -85,6 +89,17 @@ class Held:
         """Return the subject of an ending."""
         delivery = self.delivery
         return Case(delivery.message, self.envelope, self.info, delivery.queue, worker, results)
+
+    def overran(self, ran_s: float) -> bool:
+        """Return whether a run of so many seconds is to be stopped from outside.
+
+        At its deadline a task is asked to end (`SoftTimeLimitExceeded`); it has a moment for that.
+        """
+        limit_s = self.time_limit_s
+        if limit_s is not None and ran_s > limit_s:
+            return True
+        deadline_ms = self.envelope.deadline_ms
+        return deadline_ms > 0 and clock.now_ms() > deadline_ms + DEADLINE_GRACE_MS
 
     @property
     def time_limit_s(self) -> float | None:

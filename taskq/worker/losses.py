@@ -1,6 +1,6 @@
 """What it costs a task when what ran it is gone: killed, crashed, or stopped at its hard limit."""
 
-from taskq import outcome
+from taskq import clock, outcome
 from taskq.errors import RemoteError
 from taskq.worker import endings
 from taskq.worker.endings import Case, Ending
@@ -28,8 +28,15 @@ def hub_lost(case: Case) -> Ending:
 
 
 def timed_out(case: Case, limit_s: float) -> Ending:
-    """End a run that was stopped at its hard limit, in seconds."""
-    text = f"the task ran longer than {limit_s:g} s"
+    """End a run that was stopped at its hard limit in seconds, or some seconds after its deadline.
+
+    Args:
+        case: The delivery.
+        limit_s: The hard limit; 0 for none.
+    """
+    text = f"the task ran longer than {limit_s:g} s" if limit_s else "the task ran on and on"
+    if case.envelope.deadline_ms and clock.now_ms() >= case.envelope.deadline_ms:
+        text = "the task ran past its deadline"
     error = RemoteError("taskq.errors", "TimeLimitExceeded", text)
     retryable = case.info is not None and case.info.retry_timeout
     return endings.failed(case, error, retryable, us=max(1, int(limit_s * 1e6)))

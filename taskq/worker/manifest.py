@@ -56,12 +56,18 @@ class TaskInfo:
         return RetryPolicy(base_s, factor, cap_s, jitter).delay_s(attempt)
 
 
-def task_info(spec: TaskSpec, settings: Settings) -> TaskInfo:
-    """Return a task's declaration with the app's defaults filled in."""
+def task_info(spec: TaskSpec, settings: Settings, route: str = "") -> TaskInfo:
+    """Return a task's declaration with the app's defaults filled in.
+
+    Args:
+        spec: The task's options.
+        settings: The app's.
+        route: Queue that the app's routes give it, or empty.
+    """
     retry = spec.retry
     return TaskInfo(
         name=spec.name,
-        queue=spec.queue or settings.default_queue,
+        queue=spec.queue or route or settings.default_queue,
         max_retries=settings.max_retries if spec.max_retries is None else spec.max_retries,
         backoff=(retry.base_s, retry.factor, retry.cap_s, retry.jitter),
         max_age_s=retry.max_age_s,
@@ -124,5 +130,8 @@ class Manifest:
 
 def make_manifest(app: TaskQ) -> Manifest:
     """Return the manifest of an app."""
-    tasks = {name: task_info(task.spec, app.settings) for name, task in app.tasks.items()}
+    tasks = {
+        name: task_info(task.spec, app.settings, app.routes.queue_of(name))
+        for name, task in app.tasks.items()
+    }
     return Manifest(app.name, app.settings, tasks, app.has_listeners("dead_letter"))

@@ -205,8 +205,7 @@ class Pool:
     def tick(self) -> None:
         """Enforce hard limits, take back hoarded work, replace large executors."""
         for child, held, ran_s in self.running():
-            limit_s = held.time_limit_s
-            if limit_s is not None and ran_s > limit_s and not held.limit_hit:
+            if not held.limit_hit and held.overran(ran_s):
                 self._hard_limit(child, held)
         idle = self.idle_slots()
         for child in list(self.children):

@@ -75,6 +75,10 @@ class Runner:
         if runnable is None or info is None:
             case = Case(message, envelope, info, queue, self._worker, results)
             return endings.malformed(case, DecodeError(f"unknown task {message.task!r}"))
+        if envelope.expires_ms and clock.now_ms() >= envelope.expires_ms:
+            # It was in time when the worker took it, and waited here too long.
+            case = Case(message, envelope, info, queue, self._worker, results)
+            return endings.final(case, outcome.EXPIRED, None)
         try:
             call = decode_call(message)
         except DecodeError as error:
@@ -101,6 +105,9 @@ class Runner:
         )
         soft = envelope.soft_time_limit_s
         limit = info.soft_time_limit_s if soft is None else soft
+        if envelope.deadline_ms:
+            left_s = max(0.001, (envelope.deadline_ms - clock.now_ms()) / 1000)
+            limit = left_s if limit is None else min(limit, left_s)
         return Job(case, runnable, request, call, limit)
 
     def _without_keys(self, case: Case, runnable: Runnable, call: Call) -> Ending | None:

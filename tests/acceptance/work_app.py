@@ -371,3 +371,18 @@ def hold_lock(self, seconds):
         # About half a second of arithmetic without a bytecode in between.
         pow(3, 1 << 21)
     return "done"
+
+
+@app.task(name="until_told", bind=True)
+def until_told(self):
+    _soft(self, _sleep_on)
+
+
+@app.task(name="remaining", bind=True)
+def remaining(self):
+    return self.request.remaining_s
+
+
+@app.task(name="send_child", bind=True)
+def send_child(self):
+    return remaining.delay().id
