@@ -32,6 +32,7 @@ from taskq.spec import TaskOptions
 from taskq.task import AsyncTask, BaseTask, Task, make_task
 
 if TYPE_CHECKING:
+    from taskq.brokers.spool import Spool
     from taskq.events.stream import Events
     from taskq.flow.store import FlowStore
 
@@ -91,6 +92,7 @@ class TaskQ(Hooks):
         self._tasks: dict[str, BaseTask[Any, Any]] = {}
         self._lock = threading.RLock()
         self._broker: Broker | None = None
+        self._spool: Spool | None = None
         self._results: ResultStore | None = None
         self._flow: tuple[ResultStore, FlowStore] | None = None
         self._claims = Claims(self._find)
@@ -285,8 +287,11 @@ class TaskQ(Hooks):
         """Close connections and threads; they open again when used again."""
         with self._lock:
             broker, self._broker = self._broker, None
+            spool, self._spool = self._spool, None
             results, self._results = self._results, None
         self.schedules.close()
+        if spool is not None:
+            spool.close()
         if broker is not None:
             broker.close()
         if results is not None:
@@ -331,10 +336,22 @@ class TaskQ(Hooks):
             )
         return Prepared(outgoing, item.ids, item.delay_s)
 
+    def _outbox(self) -> "Broker | Spool":
+        """Return what sends: the broker, or the spool in front of it."""
+        broker = self.broker
+        if self.settings.spool is None:
+            return broker
+        with self._lock:
+            if self._spool is None:
+                from taskq.brokers.spool import Spool
+
+                self._spool = Spool(self.settings.spool, broker)
+            return self._spool
+
     def _begin(self, prepared: Sequence[Prepared]) -> Publishing:
         batch = [item.outgoing for item in prepared]
         reported = self._sent.added_to(batch)
-        publishing = self.broker.submit(reported, self.settings.publish_timeout_s)
+        publishing = self._outbox().submit(reported, self.settings.publish_timeout_s)
         if len(reported) > len(batch):
             publishing = Shortened(publishing, len(batch))
         # While the broker works on its confirm, PENDING is written: it costs no latency.

@@ -54,6 +54,7 @@ class Settings:
     queue_type: Literal["quorum", "classic"] = _setting("quorum", "type of new RabbitMQ queues")
     serializer: Literal["msgpack", "json"] = _setting("msgpack", "how arguments are written")
     publish_timeout_s: float = _setting(5.0, "a send is confirmed or raises within this", 0.01)
+    spool: str | None = _setting(None, "file that keeps what is sent while the broker is away")
     results_timeout_s: float = _setting(5.0, "a call to the results store ends within this", 0.01)
     get_timeout_s: float = _setting(3600.0, "how long `get()` waits when no timeout is given", 0.01)
     result_ttl_s: int = _setting(86400, "how long results are kept", 1)
