@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, over
 
 from taskq import clock, outcome
 from taskq.batch import Batch, parts, raise_first, send_parts
-from taskq.brokers import open_broker
-from taskq.brokers.base import Broker, BrokerOptions, Outgoing, Publishing
+from taskq.brokers import broker_options, open_broker
+from taskq.brokers.base import Broker, Outgoing, Publishing
 from taskq.calls import Prepared, prepare
 from taskq.canvas import Chain, Signature
 from taskq.config import Settings, app_settings, nearest
@@ -120,16 +120,7 @@ class TaskQ(Hooks):
         with self._lock:
             if self._broker is None:
                 settings = self.settings
-                options = BrokerOptions(
-                    prefix=settings.prefix,
-                    declare=settings.declare,
-                    queue_type=settings.queue_type,
-                    publish_timeout_s=settings.publish_timeout_s,
-                    dead_ttl_s=settings.dead_ttl_s,
-                    lease_s=settings.lease_s,
-                    name=self.name,
-                    durable_events=settings.events == "durable",
-                )
+                options = broker_options(self.name, settings)
                 self._broker = open_broker(settings.broker or "", options)
             return self._broker
 

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from taskq import clock
 from taskq.body import Embed, encode_call
-from taskq.brokers.base import Outgoing, check_queue_name
+from taskq.brokers.base import Outgoing
+from taskq.brokers.shapes import check_queue_name
 from taskq.canvas import Chain, Signature, new_id
 from taskq.config import Settings, nearest
 from taskq.errors import ConfigError

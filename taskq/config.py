@@ -64,6 +64,9 @@ class Settings:
         30.0, "how long a silent worker keeps messages (embedded broker) and slots", 0.5
     )
     max_retries: int = _setting(3, "retries of tasks that set none; 0 turns them off", 0)
+    priority_aging: int = _setting(
+        0, "one start in so many goes to a lower priority; 0 for strict order", 0
+    )
     unknown_max_age_s: float = _setting(600.0, "how long tasks that no worker knows are parked", 0)
     events: Literal["on", "durable", "off"] = _setting(
         "on", "lifecycle events; `durable` confirms them before a task is acknowledged"

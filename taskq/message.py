@@ -12,6 +12,7 @@ from taskq import codecs
 from taskq.errors import DecodeError, EncodeError
 
 WIRE_VERSION = 1
+TOP_PRIORITY = 9
 MAX_HEADER_BYTES = 96 * 1024
 """Headers travel in one AMQP frame of 128 KiB at most, properties included."""
 MAX_BODY_BYTES = 16 * 1024 * 1024

@@ -14,7 +14,8 @@ from typing import Any, Final, Literal
 import msgpack
 
 from taskq import clock
-from taskq.brokers.base import DEAD_QUEUE, Broker, check_queue_name
+from taskq.brokers.base import DEAD_QUEUE, Broker
+from taskq.brokers.shapes import check_queue_name
 from taskq.errors import ConfigError, DecodeError, ResultsDisabled, TaskqError
 from taskq.results.base import ResultStore
 

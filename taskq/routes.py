@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from fnmatch import translate
 from typing import Any, Final
 
-from taskq.brokers.base import check_queue_name
+from taskq.brokers.shapes import check_queue_name
 from taskq.config import nearest
 from taskq.errors import ConfigError
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from taskq.brokers.base import check_queue_name
+from taskq.brokers.shapes import check_queue_name
 from taskq.config import nearest
 from taskq.errors import ConfigError
 from taskq.flow.spec import (

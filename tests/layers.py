@@ -17,6 +17,7 @@ ROWS: dict[str, int] = {
     **dict.fromkeys(("flow.stores", "flow.*"), 3),
     **dict.fromkeys(("schedules.book", "schedules.file"), 3),
     **dict.fromkeys(("schedules.redis_lua", "schedules.redis_store"), 3),
+    **dict.fromkeys(("brokers.shapes",), 2),
     **dict.fromkeys(("pauses", "routes"), 3),
     **dict.fromkeys(("app", ""), 4),
     **dict.fromkeys(("worker", "worker.*", "scheduler", "scheduler.*", "dead", "dead.*"), 5),

@@ -1,10 +1,12 @@
 """Brokers by URL; a driver is imported when its URL is opened."""
 
 import importlib
+from collections.abc import Sequence
 from typing import Final
 
 from taskq.brokers.base import Broker, BrokerOptions
-from taskq.config import nearest
+from taskq.brokers.shapes import QueueShape
+from taskq.config import Settings, nearest
 from taskq.errors import ConfigError
 
 _DRIVERS: Final = {
@@ -14,6 +16,30 @@ _DRIVERS: Final = {
     "memory": ("taskq.brokers.memory", "MemoryBroker"),
 }
 _PACKAGES: Final = {"pika": "pika>=1.3,<1.5", "msgpack": "msgpack>=1.1"}
+
+
+def broker_options(
+    name: str, settings: Settings, queues: Sequence[QueueShape] = ()
+) -> BrokerOptions:
+    """Return what a broker needs to know of an app.
+
+    Args:
+        name: The app's.
+        settings: The app's.
+        queues: Those that it declares.
+    """
+    return BrokerOptions(
+        prefix=settings.prefix,
+        declare=settings.declare,
+        queue_type=settings.queue_type,
+        publish_timeout_s=settings.publish_timeout_s,
+        dead_ttl_s=settings.dead_ttl_s,
+        lease_s=settings.lease_s,
+        name=name,
+        durable_events=settings.events == "durable",
+        queues=tuple(queues),
+        priority_aging=settings.priority_aging,
+    )
 
 
 def open_broker(url: str, options: BrokerOptions) -> Broker:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
-from taskq.errors import ConfigError, DecodeError, PublishError
+from taskq.brokers.shapes import QueueShape
+from taskq.errors import DecodeError, PublishError
 from taskq.message import Message
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ class BrokerOptions:
         lease_s: How long the embedded broker trusts a silent worker, in seconds.
         name: Shown to the broker as this connection's name.
         durable_events: Whether lifecycle events must survive a power failure.
+        queues: Those that differ from the usual.
+        priority_aging: One claim in so many is of a lower priority; 0 for strict order. Embedded
+            only: on RabbitMQ urgent messages have a queue of their own.
     """
 
     prefix: str = ""
@@ -48,6 +52,8 @@ class BrokerOptions:
     lease_s: float = 30.0
     name: str = "taskq"
     durable_events: bool = False
+    queues: tuple[QueueShape, ...] = ()
+    priority_aging: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,17 +388,3 @@ class Broker(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close connections and threads; may be called twice."""
-
-
-def check_queue_name(name: str) -> str:
-    """Return the name of a queue, checked.
-
-    Raises:
-        ConfigError: Unless it is 1 to 200 characters out of letters, digits and `_ . : -`.
-    """
-    good = isinstance(name, str) and 0 < len(name) <= 200 and name.isascii()
-    if not good or not all(ch.isalnum() or ch in "_.:-" for ch in name):
-        raise ConfigError(
-            f"queue name {name!r} is not usable; use 1 to 200 letters, digits or any of _ . : -"
-        )
-    return name

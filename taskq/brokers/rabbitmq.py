@@ -32,6 +32,7 @@ from taskq.brokers.rabbitmq_feed import RabbitFeed
 from taskq.brokers.rabbitmq_publisher import Publisher
 from taskq.brokers.rabbitmq_replay import RabbitReplay
 from taskq.brokers.replay import Replay
+from taskq.brokers.shapes import HIGH_SUFFIX, check_queue_name
 from taskq.brokers.topology import Topology
 from taskq.errors import BrokerUnavailable, ConfigError
 from taskq.events.schema import EXCHANGE
@@ -65,7 +66,11 @@ class RabbitBroker(Broker):
         self.flags_returned = True
         self.durable_count = options.queue_type == "quorum"
         self._topology = Topology(
-            options.prefix, options.queue_type, options.dead_ttl_s, self._endpoints[0].layout
+            options.prefix,
+            options.queue_type,
+            options.dead_ttl_s,
+            self._endpoints[0].layout,
+            options.queues,
         )
         self._warned: set[str] = set()
         self._publisher = self._new_publisher()
@@ -111,7 +116,14 @@ class RabbitBroker(Broker):
     def consumer(
         self, queues: Sequence[str], prefetch: int, sink: Sink, loop: asyncio.AbstractEventLoop
     ) -> RabbitConsumer:
-        """See `Broker`."""
+        """See `Broker`.
+
+        Raises:
+            ConfigError: For the name of a queue's high part, which is consumed with its queue.
+        """
+        for queue in queues:
+            if queue.endswith(HIGH_SUFFIX):
+                check_queue_name(queue)
         return RabbitConsumer(
             self._endpoints,
             self._topology,
@@ -163,11 +175,11 @@ class RabbitBroker(Broker):
 
     def depths(self, queues: Iterable[str]) -> dict[str, QueueDepth | None]:
         """See `Broker`."""
-        names = {queue: self._topology.on_broker(queue) for queue in queues}
+        names, topology = list(queues), self._topology
 
         async def work(connection: Any, loop: asyncio.AbstractEventLoop) -> Any:
             probe = admin.Probe(connection, loop)
-            return {queue: await probe.depth(name) for queue, name in names.items()}
+            return {queue: await admin.depth_of(probe, topology, queue) for queue in names}
 
         depths: dict[str, QueueDepth | None] = self._with_connection(work)
         return depths
@@ -186,10 +198,9 @@ class RabbitBroker(Broker):
 
     def purge(self, queue: str) -> int:
         """See `Broker`."""
-        name = self._topology.on_broker(queue)
 
         async def work(connection: Any, loop: asyncio.AbstractEventLoop) -> int:
-            return await admin.purge(connection, loop, name)
+            return await admin.purge(connection, loop, self._topology, queue)
 
         return self._with_connection(work)
 

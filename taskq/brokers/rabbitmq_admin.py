@@ -12,8 +12,9 @@ from taskq.brokers.amqp_session import (
     Session,
     open_session,
 )
-from taskq.brokers.base import Check, QueueDepth
+from taskq.brokers.base import DEAD_QUEUE, Check, QueueDepth
 from taskq.brokers.rabbitmq_declare import Declarer
+from taskq.brokers.shapes import high_part
 from taskq.brokers.topology import GRID, Topology
 from taskq.errors import ConfigError, TopologyMismatch
 
@@ -43,6 +44,15 @@ class Probe:
         return QueueDepth(reply.message_count, consumers=reply.consumer_count)
 
 
+async def depth_of(probe: Probe, topology: Topology, queue: str) -> QueueDepth | None:
+    """Return the depth of a queue together with its high part; None when there is none."""
+    own = await probe.depth(topology.on_broker(queue))
+    if own is None or queue == DEAD_QUEUE or not topology.can_split(queue):
+        return own
+    high = await probe.depth(topology.on_broker(high_part(queue)))
+    return own if high is None else QueueDepth(own.ready + high.ready, consumers=own.consumers)
+
+
 async def due_within(
     connection: StockConnection,
     loop: asyncio.AbstractEventLoop,
@@ -60,12 +70,23 @@ async def due_within(
     return total
 
 
-async def purge(connection: StockConnection, loop: asyncio.AbstractEventLoop, name: str) -> int:
-    """Delete what is ready in a queue; return how many messages that were.
+async def purge(
+    connection: StockConnection, loop: asyncio.AbstractEventLoop, topology: Topology, queue: str
+) -> int:
+    """Delete what is ready in a queue and its high part; return how many messages that were.
 
     Raises:
         ConfigError: If there is no such queue.
     """
+    count = await _purge(connection, loop, topology.on_broker(queue))
+    high = topology.on_broker(high_part(queue))
+    splits = queue != DEAD_QUEUE and topology.can_split(queue)
+    if splits and await Probe(connection, loop).depth(high) is not None:
+        count += await _purge(connection, loop, high)
+    return count
+
+
+async def _purge(connection: StockConnection, loop: asyncio.AbstractEventLoop, name: str) -> int:
     session = await open_session(connection, loop)
     try:
         reply = await session.call("queue_purge", name)

@@ -9,6 +9,7 @@ from typing import Final
 from taskq import clock
 from taskq.brokers import amqp_properties
 from taskq.brokers.base import DEAD_QUEUE, MIN_DELAY_MS, Outgoing
+from taskq.brokers.shapes import base_part
 from taskq.brokers.topology import Topology, bucket_ms
 from taskq.errors import EncodeError, PublishError
 from taskq.message import MAX_BODY_BYTES
@@ -68,6 +69,10 @@ class Item:
     def target(self) -> tuple[str, int]:
         """What must be declared before it is sent."""
         return self.queue, self.bucket
+
+    def merge(self) -> None:
+        """Send it to the queue itself, whose high part cannot be had."""
+        self.queue, self.key = base_part(self.queue), base_part(self.key)
 
     @property
     def done(self) -> bool:
@@ -183,12 +188,13 @@ def _target(one: Outgoing, now_ms: int, topology: Topology) -> tuple[str, str, s
     """Return (exchange, routing key, work queue to declare, delay bucket to declare)."""
     if one.topic:
         return topology.on_broker(one.queue) if one.queue else "", one.topic, one.queue, TOPIC
-    name = topology.on_broker(one.queue)
     if one.dead:
-        return topology.dead, name, DEAD_QUEUE, 0
+        return topology.dead, topology.on_broker(one.queue), DEAD_QUEUE, 0
+    queue = topology.part_for(one.queue, one.message.priority)
+    name = topology.on_broker(queue)
     delay_ms = one.due_ms - now_ms if one.due_ms else 0
     bucket = bucket_ms(delay_ms) if delay_ms >= MIN_DELAY_MS else 0
-    return topology.delay(bucket) if bucket else "", name, one.queue, bucket
+    return topology.delay(bucket) if bucket else "", name, queue, bucket
 
 
 def _oversize(item: Item) -> str:

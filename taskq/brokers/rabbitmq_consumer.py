@@ -202,8 +202,7 @@ class RabbitConsumer(Consumer):
         # A worker refuses to start on dead letters or delays that work otherwise; one that runs
         # already goes on.
         declarer.strict_arguments = not self._was_up
-        for queue in self._queues:
-            await declarer.work_queue(queue)
+        parts = {queue: await declarer.parts(queue) for queue in self._queues}
         if await declarer.control():
             listener = ControlListener(self._sink, self._reply)
             await listener.start(connection, self._loop, self._topology.control)
@@ -213,11 +212,12 @@ class RabbitConsumer(Consumer):
                 connection,
                 self._loop,
                 queue,
-                self._topology.on_broker(queue),
+                self._topology.on_broker(name),
                 self._receive,
                 end,
             )
-            for queue in self._queues
+            for queue, names in parts.items()
+            for name in names
         ]
         self._links = links
         await self._grant()

@@ -15,6 +15,7 @@ from taskq.brokers.amqp_session import (
 )
 from taskq.brokers.base import DEAD_QUEUE, Declare
 from taskq.brokers.rabbitmq_batch import TOPIC
+from taskq.brokers.shapes import base_part, high_part
 from taskq.brokers.topology import Exchange, Queue, Topology, readable_mismatch
 from taskq.errors import ConfigError, TopologyMismatch
 
@@ -63,6 +64,7 @@ class Declarer:
         self._session: Session | None = None
         self._lock = asyncio.Lock()
         self._based = False
+        self._merged: set[str] = set()
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method of a channel; after a refusal the next call gets a fresh channel.
@@ -94,8 +96,11 @@ class Declarer:
         """Declare everything again when it is asked for next."""
         self._based = False
 
-    async def target(self, queue: str, bucket: int) -> None:
+    async def target(self, queue: str, bucket: int) -> tuple[str, int]:
         """Declare what a message needs on its way; see `rabbitmq_batch.Item`.
+
+        Returns:
+            The same, or with another queue where the one that was asked for cannot be had.
 
         Raises:
             ConfigError: If something does not exist and may not be created.
@@ -103,10 +108,11 @@ class Declarer:
         """
         if bucket == TOPIC:
             await self.topic(queue)
-            return
-        await (self.base() if queue == DEAD_QUEUE else self.work_queue(queue))
+            return queue, bucket
+        queue = await self._sendable(queue)
         if bucket:
             await self.bucket(bucket)
+        return queue, bucket
 
     async def topic(self, exchange: str) -> None:
         """Make a topic exchange usable; `exchange` is its name without prefix.
@@ -168,6 +174,49 @@ class Declarer:
             if refused.code != ACCESS_REFUSED:
                 raise
             self._warn(f"may not bind queue={item.name}, so it gets no delayed tasks: {refused}")
+
+    async def _sendable(self, name: str) -> str:
+        """Make a queue usable, and return its name, or the queue's itself for its high part.
+
+        A queue that someone else declared is used as it is, for its other users do not know of a
+        high part; and where nothing may be declared nobody knows whether there is one.
+        """
+        if name == DEAD_QUEUE:
+            await self.base()
+            return name
+        queue = base_part(name)
+        if name in self._merged:
+            return queue
+        await self.work_queue(queue)
+        if queue == name:
+            return name
+        if self._declare != "create" or self._topology.on_broker(queue) in self.adopted:
+            self._merged.add(name)
+            return queue
+        await self.work_queue(name)
+        return name
+
+    async def parts(self, queue: str) -> list[str]:
+        """Make a work queue usable; return where its messages are: its high part first.
+
+        A part that others made is worked off too, whatever is known here of the queue.
+        """
+        high = high_part(queue)
+        wanted = high if self._topology.splits(queue) else queue
+        if await self._sendable(wanted) == high or await self._has_part(queue, high):
+            return [high, queue]
+        return [queue]
+
+    async def _has_part(self, queue: str, high: str) -> bool:
+        if not self._topology.can_split(queue):
+            return False
+        try:
+            await self.call("queue_declare", self._topology.on_broker(high), passive=True)
+        except ChannelClosed as refused:
+            if refused.code in (NOT_FOUND, ACCESS_REFUSED):
+                return False
+            raise
+        return True
 
     async def _adopt(self, item: Queue, refused: ChannelClosed) -> None:
         if refused.code == PRECONDITION_FAILED:

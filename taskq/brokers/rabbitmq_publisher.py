@@ -249,18 +249,18 @@ class Publisher:
         task.add_done_callback(self._tasks.discard)
 
     async def _declare(self, target: tuple[str, int]) -> None:
-        queue, bucket = target
+        found = target
         declarer = self._declarer
         failed: tuple[str, str] | None = None
         lost = declarer is None
         try:
             if declarer is not None:
-                await declarer.target(queue, bucket)
+                found = await declarer.target(*target)
         except ConfigError as error:
             failed = "unroutable", str(error)
         except ChannelClosed as refused:
             lost = not refused.code
-            failed = None if lost else ("refused", f"cannot declare queue {queue}: {refused}")
+            failed = None if lost else ("refused", f"cannot declare queue {target[0]}: {refused}")
         items = self._declaring.pop(target, [])
         if not lost and declarer is self._declarer:
             self._answered()
@@ -271,8 +271,10 @@ class Publisher:
         if lost or declarer is not self._declarer:
             self._requeue(items)
             return
-        self._known.add(target)
+        self._known.add(found)
         for item in items:
+            if found != target:
+                item.merge()
             self._send(item)
 
     # What the broker says

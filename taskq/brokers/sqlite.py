@@ -18,9 +18,9 @@ from taskq.brokers.base import (
     QueueDepth,
     Sink,
     Verdict,
-    check_queue_name,
 )
 from taskq.brokers.replay import Replay
+from taskq.brokers.shapes import check_queue_name
 from taskq.brokers.sqlite_checks import check_database
 from taskq.brokers.sqlite_consumer import SqliteConsumer
 from taskq.brokers.sqlite_dead import translated
@@ -77,7 +77,12 @@ class SqliteBroker(Broker):
     def consumer(
         self, queues: Sequence[str], prefetch: int, sink: Sink, loop: asyncio.AbstractEventLoop
     ) -> Consumer:
-        """Make a consumer; see `Broker`."""
+        """Make a consumer; see `Broker`.
+
+        Raises:
+            ConfigError: If a name is not usable.
+        """
+        queues = [check_queue_name(name) for name in queues]
         return SqliteConsumer(
             self._database, self.options, queues, prefetch, sink, loop, self._declare
         )

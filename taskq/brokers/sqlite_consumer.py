@@ -77,6 +77,7 @@ class SqliteConsumer(Consumer):
         self._up = False
         self._good_s = 0.0
         self._looked_s = 0.0
+        self._claims = self._aged_turns = 0
 
     def start(self) -> None:
         """Begin to consume; see `Consumer`."""
@@ -294,12 +295,30 @@ class SqliteConsumer(Consumer):
             count = min(self._hand.count_for(name, len(deliveries)), _CLAIM_ROWS - len(deliveries))
             if count <= 0:
                 continue
-            rows = sqlite_rows.claim(connection, self._options.prefix + name, owner, count)
+            rows = self._aged(connection, name, count)
+            rows += sqlite_rows.claim(
+                connection, self._options.prefix + name, owner, count - len(rows)
+            )
             deliveries += [
                 Delivery((owner, seq), name, message, tries > 0, tries, error)
                 for seq, tries, message, error in rows
             ]
         return deliveries, len(deliveries) >= _CLAIM_ROWS
+
+    def _aged(
+        self, connection: sqlite3.Connection, name: str, count: int
+    ) -> list[sqlite_rows.Claimed]:
+        """Claim what aging gives to lower priorities: one in so many."""
+        aging = self._options.priority_aging
+        if not aging:
+            return []
+        turns, self._claims = divmod(self._claims + count, aging)
+        rows = []
+        for _ in range(min(turns, count)):
+            self._aged_turns += 1
+            queue, owner = self._options.prefix + name, self._lease.owner
+            rows += sqlite_rows.claim_lower(connection, queue, owner, self._aged_turns)
+        return rows
 
     def _lose(self) -> None:
         """Forget everything: others gave our messages away, as if this process had died."""

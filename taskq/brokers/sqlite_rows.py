@@ -13,7 +13,7 @@ import msgpack
 
 from taskq.embedded.schema import DEAD, DELAYED, LEASED, READY
 from taskq.errors import DecodeError
-from taskq.message import Message
+from taskq.message import TOP_PRIORITY, Message
 
 PROMOTE_ROWS: Final = 1000
 """Most delayed messages made ready in one transaction, so that others get their turn."""
@@ -46,6 +46,12 @@ PROMOTE: Final = (
 CLAIM: Final = (
     f"UPDATE messages SET state = {LEASED}, owner = ? WHERE seq IN "
     f"(SELECT seq FROM {_READY} AND queue = ? ORDER BY priority DESC, seq LIMIT ?) "
+    f"RETURNING seq, deliveries, {_CONTENT}"
+)
+OLDEST: Final = f"SELECT seq FROM {_READY} AND queue = ? AND priority = ? ORDER BY seq LIMIT 1"
+TOP_PRIORITY_OF: Final = f"SELECT max(priority) FROM {_READY} AND queue = ?"
+CLAIM_ONE: Final = (
+    f"UPDATE messages SET state = {LEASED}, owner = ? WHERE seq = ? "
     f"RETURNING seq, deliveries, {_CONTENT}"
 )
 # The unary plus keeps SQLite from walking all leases of the owner instead of the few rows named.
@@ -139,6 +145,25 @@ def claim(connection: sqlite3.Connection, queue: str, owner: int, limit: int) ->
     rows = connection.execute(CLAIM, (owner, queue, limit)).fetchall()
     # RETURNING promises no order.
     return sorted(map(_read, rows), key=lambda row: (-row.message.priority, row.seq))
+
+
+def claim_lower(connection: sqlite3.Connection, queue: str, owner: int, turn: int) -> list[Claimed]:
+    """Lease the oldest message of a priority below the highest that is ready; none without such.
+
+    Args:
+        connection: In a write transaction.
+        queue: Its name with prefix.
+        owner: Who leases.
+        turn: Counts these calls: the lower priorities are served in turn.
+    """
+    (top,) = connection.execute(TOP_PRIORITY_OF, (queue,)).fetchone()
+    below = min(top or 0, TOP_PRIORITY)
+    for step in range(below):
+        level = (below - 1 - turn - step) % below
+        found = connection.execute(OLDEST, (queue, level)).fetchone()
+        if found is not None:
+            return [_read(row) for row in connection.execute(CLAIM_ONE, (owner, found[0]))]
+    return []
 
 
 def dead_page(

@@ -8,11 +8,12 @@ the default strategy, a broker that is killed loses confirmed messages on this h
 
 import re
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from taskq.brokers.base import DEAD_QUEUE, MIN_DELAY_MS
+from taskq.brokers.shapes import QueueShape, goes_high, high_part, parse_shard
 
 DELIVERY_LIMIT: Final = 1000
 """Backstop of work queues; the count includes prefetched messages that never started."""
@@ -86,11 +87,13 @@ class Topology:
         queue_type: Literal["quorum", "classic"] = "quorum",
         dead_ttl_s: int = 14 * 86400,
         layout: Literal["taskq", "celery"] = "taskq",
+        queues: Sequence[QueueShape] = (),
     ) -> None:
         self.prefix = prefix
         self._queue_type = queue_type
         self._dead_ttl_s = dead_ttl_s
         self._layout = layout
+        self._shapes = {shape.name: shape for shape in queues}
 
     @property
     def due(self) -> str:
@@ -123,6 +126,24 @@ class Topology:
     def off_broker(self, name: str) -> str:
         """Return a name without the prefix."""
         return name.removeprefix(self.prefix)
+
+    def part_for(self, queue: str, priority: int) -> str:
+        """Return the queue that a message goes to: urgent ones go to the high part.
+
+        Quorum queues know no priorities before RabbitMQ 4, and two after.
+        """
+        return high_part(queue) if goes_high(priority) and self.splits(queue) else queue
+
+    def splits(self, queue: str) -> bool:
+        """Return whether a queue is given a high part: a quorum queue that is not a shard."""
+        return self._queue_type == "quorum" and self.can_split(queue)
+
+    def can_split(self, queue: str) -> bool:
+        """Return whether a queue may have a high part that another app made."""
+        if self._layout == "celery" or parse_shard(queue) is not None:
+            return False
+        shape = self._shapes.get(queue)
+        return shape is None or not shape.max_priority
 
     def dead_exchange(self) -> Exchange:
         """Exchange of dead letters; a fanout, so any routing key arrives."""
@@ -199,9 +220,16 @@ class Topology:
     def work_queue(self, queue: str) -> Queue:
         """Queue of tasks; bound to `taskq.due`, where delays end."""
         name = self.on_broker(queue)
-        return Queue(name, self._work_arguments(), self.due, name)
+        return Queue(name, self._work_arguments(queue), self.due, name)
 
-    def _work_arguments(self) -> Arguments:
+    def _work_arguments(self, queue: str) -> Arguments:
+        shape = self._shapes.get(queue)
+        if shape is not None and shape.max_priority:
+            return {
+                "x-queue-type": "classic",
+                "x-max-priority": shape.max_priority,
+                "x-dead-letter-exchange": self.dead,
+            }
         if self._layout == "celery":
             # Celery declares its queues without arguments and would stop at a mismatch.
             return {}

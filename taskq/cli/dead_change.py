@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from taskq.app import TaskQ
-from taskq.brokers.base import check_queue_name
+from taskq.brokers.shapes import check_queue_name
 from taskq.cli.dead_options import (
     all_option,
     choose,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from taskq.body import Call, encode_call
-from taskq.brokers.base import check_queue_name
+from taskq.brokers.shapes import check_queue_name
 from taskq.dead.letter import DeadLetter
 from taskq.errors import ConfigError, DecodeError
 from taskq.message import DEAD_PREFIX, Message

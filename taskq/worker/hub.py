@@ -79,7 +79,7 @@ class Hub:
         self.manifest = manifest
         self.queues = settings.queues or manifest.queues()
         self.held: dict[int, Held] = {}
-        self.ready = Ready()
+        self.ready = Ready(manifest.settings.priority_aging)
         self.early = Early(asyncio.get_running_loop(), self._due)
         self.unsettled = 0
         self.stats = Stats()

@@ -16,8 +16,8 @@ import threading
 from collections.abc import Callable
 
 from taskq.app import TaskQ
-from taskq.brokers import open_broker
-from taskq.brokers.base import Broker, BrokerOptions
+from taskq.brokers import broker_options, open_broker
+from taskq.brokers.base import Broker
 from taskq.config import Settings, WorkerSettings
 from taskq.errors import ConfigError
 from taskq.loading import load_app
@@ -46,16 +46,7 @@ def open_stores(app: str, settings: Settings) -> tuple[Broker, ResultStore | Non
     Raises:
         ConfigError: For an unusable URL.
     """
-    options = BrokerOptions(
-        prefix=settings.prefix,
-        declare=settings.declare,
-        queue_type=settings.queue_type,
-        publish_timeout_s=settings.publish_timeout_s,
-        dead_ttl_s=settings.dead_ttl_s,
-        lease_s=settings.lease_s,
-        name=app,
-        durable_events=settings.events == "durable",
-    )
+    options = broker_options(app, settings)
     broker = open_broker(settings.broker or "", options)
     store = None
     if settings.results is not None:
