@@ -121,7 +121,7 @@ def test_letters_are_listed_shown_replayed_and_dropped(user: User, rabbitmq_url:
         assert [row["id"] for row in rows] == [f"letter-number-{n}" for n in range(3)]
     shown = user.run("dead", "show", "letter-number-1", "--json").json()
     assert (shown["args"], shown["attempts"]) == ([1], 4)
-    replayed = user.run("dead", "replay", "letter-number-1", "--json").json()
+    replayed = user.run("dead", "replay", "letter-number-1", "--create", "--json").json()
     assert replayed["replayed"] == ["letter-number-1"]
     until(lambda: ready(user, "bills") == 1, "the replayed message in its queue")
     dropped = user.run("dead", "drop", "--queue", "bills", "--yes", "--json").json()
@@ -149,7 +149,9 @@ def test_a_letter_whose_queue_was_deleted_during_its_delay_is_unroutable(
     ]
     assert rows[0]["exception"]["message"]
     assert rows[0]["failed_at"]
-    assert user.run("dead", "replay", task_id).stdout == "replayed 1 of 1 dead letters\n"
+    assert "there is no queue gone" in user.run("dead", "replay", task_id, code=1).stderr
+    replayed = user.run("dead", "replay", task_id, "--create").stdout
+    assert replayed == "replayed 1 of 1 dead letters\n"
     until(lambda: ready(user, "gone") == 1, "the replayed message in its queue")
 
 
