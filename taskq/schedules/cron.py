@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from taskq.errors import ConfigError
 from taskq.schedules.base import Schedule, local
-from taskq.schedules.fields import Fields, parse_fields
+from taskq.schedules.fields import Fields, is_hashed, parse_fields
 from taskq.schedules.zones import change_between, load_zone, read_wall, zone_name
 
 _NAMED: Final = frozenset(
@@ -52,7 +52,9 @@ class Crontab(Schedule):
 
     def bound(self, name: str) -> "Crontab":
         """Return it with `H` computed from a name, where it has no other; see `Schedule`."""
-        return self if self.hash_id else replace(self, hash_id=name)
+        if self.hash_id or not is_hashed(self.expression):
+            return self
+        return replace(self, hash_id=name)
 
     def to_wire(self) -> dict[str, Any]:
         """Return plain data; see `Schedule`."""

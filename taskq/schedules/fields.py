@@ -112,6 +112,11 @@ class Fields:
         return (hours[h], minutes[0], seconds[0]) if h < len(hours) else None
 
 
+def is_hashed(expression: str) -> bool:
+    """Return whether an expression has an `H`."""
+    return _HASHED.search(expression) is not None
+
+
 @lru_cache(maxsize=8192)
 def parse_fields(expression: str, hash_id: str) -> Fields:
     """Read an expression of five fields, or six with the seconds at the end.
@@ -132,7 +137,7 @@ def parse_fields(expression: str, hash_id: str) -> Fields:
     if _NEAREST.search(expression):
         raise ConfigError(f"crontab {expression!r}: W (nearest weekday) is not supported")
     # Only for H: with a hash croniter would also move @daily away from midnight.
-    hashed = hash_id.encode() if _HASHED.search(expression) else None
+    hashed = hash_id.encode() if is_hashed(expression) else None
     try:
         expanded, nths = croniter.expand(expression, hash_id=hashed)
     # croniter's errors are ValueErrors; odd texts make it raise others of Python's.

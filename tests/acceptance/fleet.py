@@ -141,7 +141,7 @@ class Fleet:
             process = subprocess.Popen(
                 [sys.executable, "-m", "taskq", *words],
                 cwd=self.directory,
-                env={**self._environment(), **(env or {})},
+                env={**self.environment(), **(env or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
@@ -153,7 +153,8 @@ class Fleet:
             worker.until_log("consuming queues=")
         return worker
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """Return the variables of a process that works on this broker."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("TASKQ_", "PYTEST_"))}
         return {
             **kept,

@@ -171,6 +171,16 @@ def test_compose_runs_a_worker_of_each_profile(compose: dict[str, Any]) -> None:
     assert seen == {path.stem for path in PROFILES}
 
 
+def test_compose_runs_a_scheduler(compose: dict[str, Any]) -> None:
+    """What is scheduled must be sent wherever the rest of the fleet runs."""
+    service = compose["services"]["scheduler"]
+    context = parse_command(service["command"])
+
+    assert context.info_name == "scheduler"
+    check = " ".join(service["healthcheck"]["test"])
+    assert f":{context.params['health_port']}/readyz" in check
+
+
 def test_compose_carries_events_to_kafka_on_request(compose: dict[str, Any]) -> None:
     """The bridge's command goes through the real command line too."""
     bridge = compose["services"]["bridge"]

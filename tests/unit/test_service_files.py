@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
-from commandline import worker_of
+from commandline import parse_command, worker_of
 
 from taskq.config import app_settings, worker_settings
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "workers" / "systemd" / "taskq@.service"
+SCHEDULER_UNIT = UNIT.with_name("taskq-scheduler.service")
 KUBERNETES = sorted((ROOT / "workers" / "kubernetes").glob("*.yaml"))
 PROFILES = sorted((ROOT / "workers").glob("*.py"))
 
@@ -24,11 +25,11 @@ def in_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def unit_settings() -> dict[str, dict[str, list[str]]]:
+def unit_settings(unit: Path = UNIT) -> dict[str, dict[str, list[str]]]:
     """Read the unit: {section: {key: values in order}}; configparser refuses repeated keys."""
     sections: dict[str, dict[str, list[str]]] = {}
     current: dict[str, list[str]] = {}
-    for line in UNIT.read_text().splitlines():
+    for line in unit.read_text().splitlines():
         line = line.strip()
         if not line or line.startswith(("#", ";")):
             continue
@@ -37,7 +38,7 @@ def unit_settings() -> dict[str, dict[str, list[str]]]:
             continue
         key, separator, value = line.partition("=")
         if not separator:
-            raise ValueError(f"{UNIT.name}: {line!r}")
+            raise ValueError(f"{unit.name}: {line!r}")
         current.setdefault(key.strip(), []).append(value.strip())
     return sections
 
@@ -65,13 +66,28 @@ def test_the_unit_supervises_the_worker() -> None:
     assert {"2", "78"} <= set(service["RestartPreventExitStatus"][0].split())
 
 
-def test_systemd_itself_accepts_the_unit(tmp_path: Path) -> None:
+def test_the_unit_of_the_scheduler_is_a_command_line_that_taskq_takes() -> None:
+    """It runs on any number of hosts, under the host's name."""
+    service = unit_settings(SCHEDULER_UNIT)["Service"]
+    command = service["ExecStart"][0].replace("%H", "host").split()
+
+    context = parse_command(command[1:])
+
+    assert context.info_name == "scheduler"
+    assert context.params["name"] == "host"
+    assert service["Type"] == ["notify"]
+    assert float(service["WatchdogSec"][0]) > 1, "it tells of itself once a second"
+    assert {"2", "78"} <= set(service["RestartPreventExitStatus"][0].split())
+
+
+@pytest.mark.parametrize("unit", [UNIT, SCHEDULER_UNIT], ids=lambda unit: unit.stem)
+def test_systemd_itself_accepts_the_unit(unit: Path, tmp_path: Path) -> None:
     """An unknown key or a bad value is only a warning in the journal."""
     tool = shutil.which("systemd-analyze")
     if tool is None:
         pytest.skip("systemd-analyze is not installed")
-    instance = tmp_path / "taskq@general.service"
-    instance.write_text(UNIT.read_text().replace("/srv/taskq/venv/bin/taskq", sys.executable))
+    instance = tmp_path / unit.name.replace("@", "@general")
+    instance.write_text(unit.read_text().replace("/srv/taskq/venv/bin/taskq", sys.executable))
 
     done = subprocess.run([tool, "verify", str(instance)], capture_output=True, text=True)
 
@@ -90,19 +106,34 @@ def manifests(kind: str) -> list[dict[str, Any]]:
 DEPLOYMENTS = manifests("Deployment")
 
 
+def pod(deployment: dict[str, Any]) -> dict[str, Any]:
+    spec: dict[str, Any] = deployment["spec"]["template"]["spec"]
+    return spec
+
+
+def command_of(deployment: dict[str, Any]) -> list[str]:
+    args: list[str] = pod(deployment)["containers"][0]["args"]
+    return args
+
+
+WORKERS = [deployment for deployment in DEPLOYMENTS if command_of(deployment)[0] == "worker"]
+
+
 def test_kubernetes_runs_a_worker_of_each_profile() -> None:
     """The three files differ in few lines, which is where copies go wrong."""
     profiles = {
-        Path(str(worker_of(pod(deployment)["containers"][0]["args"])[1]["profile"])).stem
-        for deployment in DEPLOYMENTS
+        Path(str(worker_of(command_of(deployment))[1]["profile"])).stem for deployment in WORKERS
     }
 
     assert profiles == {path.stem for path in PROFILES}
 
 
-def pod(deployment: dict[str, Any]) -> dict[str, Any]:
-    spec: dict[str, Any] = deployment["spec"]["template"]["spec"]
-    return spec
+def test_kubernetes_runs_more_than_one_scheduler() -> None:
+    """One alone would be the single point of failure that it need not be."""
+    others = [deployment for deployment in DEPLOYMENTS if deployment not in WORKERS]
+
+    assert [parse_command(command_of(other)).info_name for other in others] == ["scheduler"]
+    assert others[0]["spec"]["replicas"] > 1
 
 
 def deployment_name(deployment: dict[str, Any]) -> str:
@@ -123,14 +154,15 @@ def test_a_deployment_selects_its_own_pods(deployment: dict[str, Any]) -> None:
 def test_probes_ask_where_the_worker_listens(deployment: dict[str, Any]) -> None:
     """A probe on a closed port restarts a healthy worker for ever."""
     container = pod(deployment)["containers"][0]
-    settings, options = worker_of(container["args"])
+    options = parse_command(container["args"]).params
+    grace_s = worker_of(container["args"])[0].grace_s if deployment in WORKERS else 0
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
 
     assert ports[container["livenessProbe"]["httpGet"]["port"]] == options["health_port"]
     assert ports[container["readinessProbe"]["httpGet"]["port"]] == options["health_port"]
     assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
     assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
-    assert pod(deployment)["terminationGracePeriodSeconds"] > settings.grace_s
+    assert pod(deployment)["terminationGracePeriodSeconds"] > grace_s
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=deployment_name)
