@@ -97,6 +97,9 @@ class WorkerSettings:
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "what is logged")
     log_format: Literal["text", "json"] = _setting("text", "how it is logged")
     with_scheduler: bool = _setting(False, "run a scheduler beside the worker")
+    watchdog_s: float = _setting(
+        30.0, "silence of the broker, while work waits, before consuming anew; 0 never", 0
+    )
     health_port: int = _setting(0, "port for /livez, /readyz and /metrics; 0 for none", 0)
 
 

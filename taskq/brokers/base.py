@@ -162,6 +162,13 @@ class Consumer(ABC):
         """Take nothing from these queues alone; deliveries under way may still arrive."""
 
     @abstractmethod
+    def rebuild(self) -> None:
+        """Consume anew, on a fresh connection where there is one; deliveries in hand are lost.
+
+        What a watchdog asks for when nothing is delivered though messages wait.
+        """
+
+    @abstractmethod
     def settle(self, done: Sequence[Any], returned: Sequence[Any] = ()) -> None:
         """Acknowledge receipts, and give others back to their queue at once.
 
@@ -264,12 +271,14 @@ class Broker(ABC):
         url: The URL with its password masked, and file paths absolute.
         options: See `BrokerOptions`.
         durable_count: Whether `Delivery.deliveries` counts across hub deaths.
+        may_stand_by: Whether a queue may be meant for another consumer alone.
         flags_returned: Whether a message that was given back arrives as redelivered.
     """
 
     url: str
     options: BrokerOptions
     flags_returned: bool = False
+    may_stand_by: bool = False
 
     @abstractmethod
     def submit(self, batch: Sequence[Outgoing], timeout_s: float) -> Publishing:

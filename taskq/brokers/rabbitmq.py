@@ -63,7 +63,7 @@ class RabbitBroker(Broker):
         self.options = options
         # A count that a queue keeps also counts deliveries that never started, and an adopted
         # classic queue keeps none.
-        self.flags_returned = True
+        self.flags_returned = self.may_stand_by = True
         self.durable_count = options.queue_type == "quorum"
         self._topology = Topology(
             options.prefix,

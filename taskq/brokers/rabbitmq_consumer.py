@@ -86,6 +86,7 @@ class RabbitConsumer(Consumer):
         self._held_back: frozenset[str] = frozenset()
         self._was_up = False
         self._closed = False
+        self._end: Callable[[str], None] = lambda why: None
         self._lock = threading.Lock()
         self._settled: list[tuple[Sequence[Any], Sequence[Any]]] = []
 
@@ -118,6 +119,10 @@ class RabbitConsumer(Consumer):
         """See `Consumer`."""
         self._held_back = frozenset(queues)
         self._adjust()
+
+    def rebuild(self) -> None:
+        """See `Consumer`."""
+        self._end("nothing was delivered though messages wait")
 
     def settle(self, done: Sequence[Any], returned: Sequence[Any] = ()) -> None:
         """See `Consumer`."""
@@ -175,6 +180,7 @@ class RabbitConsumer(Consumer):
             if not lost.done():
                 lost.set_result(why)
 
+        self._end = end
         connection, endpoint = await connect(self._endpoints, self._loop, end)
         self._connection = connection
         self._generation += 1

@@ -104,6 +104,10 @@ class SqliteConsumer(Consumer):
         self._hand.held_back = frozenset(queues)
         self._poke()
 
+    def rebuild(self) -> None:
+        """Look again at once: there is no connection that could be gone; see `Consumer`."""
+        self._poke()
+
     def settle(self, done: Sequence[Any], returned: Sequence[Any] = ()) -> None:
         """Settle receipts in one transaction; see `Consumer`.
 

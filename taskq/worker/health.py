@@ -19,6 +19,8 @@ def readiness(hub: "Hub") -> str:
         return "stopping"
     if not hub.connected:
         return f"broker: {hub.trouble}"
+    if hub.watchdog.trouble:
+        return f"watchdog: {hub.watchdog.trouble}"
     if hub.settler.trouble:
         return hub.settler.trouble
     if not hub.pool.ready():

@@ -34,10 +34,11 @@ from taskq.worker.pool import Pool, layout
 from taskq.worker.prefetch import Prefetch
 from taskq.worker.ready import Ready
 from taskq.worker.report import Reporting
-from taskq.worker.restarts import Restarts, count_key
+from taskq.worker.restarts import Restarts
 from taskq.worker.settle import Settler
 from taskq.worker.stats import Stats
 from taskq.worker.twins import RETURN_MS, Twins
+from taskq.worker.watchdog import Watchdog
 from taskq.worker.window import Pace
 
 log = logging.getLogger("taskq.worker")
@@ -95,7 +96,7 @@ class Hub:
         self._restarts = None
         if store is not None:
             self._restarts = Restarts(store, self._admission, self.intake.run, self._counted)
-        self._refunds = broker.flags_returned
+            self._restarts.flags_returned = broker.flags_returned
         self.quiet = False
         self.cold = False
         self.settler = Settler(
@@ -112,6 +113,7 @@ class Hub:
         if manifest.tells_dead:
             self.settler.on_dead = DeadTeller(self._loop, self.pool)
         self.pauses = PauseWatch(self, store, self._loop)
+        self.watchdog = Watchdog(self, broker, settings.watchdog_s)
         self._ticker: asyncio.TimerHandle | None = None
         self._ticks = 0
 
@@ -119,6 +121,11 @@ class Hub:
     def prefetch(self) -> int:
         """How many unsettled messages the broker may leave here."""
         return self._prefetch.size
+
+    @property
+    def consuming(self) -> bool:
+        """Whether the broker is asked for more."""
+        return not self.quiet and not self._prefetch.paused
 
     def start(self) -> None:
         """Begin: executors, settling, consuming."""
@@ -241,8 +248,8 @@ class Hub:
 
     def finished(self, outcomes: list[tuple[Held, Ending]]) -> None:
         """Runs ended in an executor."""
-        if self.quiet:
-            self._refund(outcomes)
+        if self.quiet and self._restarts is not None:
+            self._restarts.refund(outcomes)
         self._settle(outcomes)
         self.room()
         self._prefetch.adapt(self.quiet)
@@ -306,17 +313,9 @@ class Hub:
         self._let_go([(held, Ending(endings.REQUEUED)) for held in batch])
 
     def _let_go(self, outcomes: list[tuple[Held, Ending]]) -> None:
-        self._refund(outcomes)
+        if self._restarts is not None:
+            self._restarts.refund(outcomes)
         self._settle(outcomes)
-
-    def _refund(self, outcomes: list[tuple[Held, Ending]]) -> None:
-        """Have no start charged to what is given back, started or not."""
-        if self._restarts is None:
-            return
-        for held, ending in outcomes:
-            first = self._refunds and not held.delivery.redelivered
-            if ending.code == endings.REQUEUED and (held.counted or first):
-                ending.refund = count_key(self._case(held))
 
     def withhold(self) -> None:
         """Let go of what has not started and may not start now."""

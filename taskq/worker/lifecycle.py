@@ -105,7 +105,10 @@ class Lifecycle:
         hub.start()
         asyncio.get_running_loop().run_in_executor(None, self._greet_store)
         notify("READY=1")
-        watchdog = asyncio.create_task(_watchdog())
+        watchdogs = [
+            asyncio.create_task(_watchdog()),
+            asyncio.create_task(hub.watchdog.run()),
+        ]
         ends: list[asyncio.Future[object]] = [
             asyncio.ensure_future(self._stop.wait()),
             asyncio.ensure_future(_result_of(hub.failure)),
@@ -118,7 +121,8 @@ class Lifecycle:
         code = self._exit_code(ends)
         notify("STOPPING=1")
         await self._drain(code)
-        watchdog.cancel()
+        for watchdog in watchdogs:
+            watchdog.cancel()
         if server is not None:
             server.close()
         return code

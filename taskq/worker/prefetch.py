@@ -37,6 +37,11 @@ class Prefetch:
         self._ended_at = time.monotonic()
         self._long = False
 
+    @property
+    def paused(self) -> bool:
+        """Whether nothing is consumed because every slot is taken by long tasks."""
+        return self._long
+
     def adapt(self, quiet: bool) -> None:
         """Fit to the pace after runs ended; `quiet` says that nothing more is to be consumed."""
         now = self._ended_at = time.monotonic()

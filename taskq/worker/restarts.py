@@ -50,7 +50,11 @@ class Verdict(NamedTuple):
 
 
 class Restarts:
-    """Counts starts on the admission thread, and hands deliveries back on the hub's loop."""
+    """Counts starts on the admission thread, and hands deliveries back on the hub's loop.
+
+    Attributes:
+        flags_returned: See `Broker`.
+    """
 
     def __init__(
         self,
@@ -67,6 +71,7 @@ class Restarts:
             run: Runs a function on the admission thread.
             on_counted: Told each delivery with the ending that keeps it from starting, or None.
         """
+        self.flags_returned = False
         self._store = store
         self._admission = admission
         self._run = run
@@ -77,6 +82,13 @@ class Restarts:
         places = [held.child for held in batch]
         done = self._run(lambda: self._claim(batch))
         done.add_done_callback(lambda done: self._counted(batch, places, done))
+
+    def refund(self, outcomes: Sequence[tuple[Held, Ending]]) -> None:
+        """Have no start charged to what is given back, started or not."""
+        for held, ending in outcomes:
+            first = self.flags_returned and not held.delivery.redelivered
+            if ending.code == endings.REQUEUED and (held.counted or first):
+                ending.refund = count_key(self._admission.case(held))
 
     def _counted(
         self, batch: Sequence[Held], places: Sequence[object], done: "asyncio.Future[list[Verdict]]"

@@ -167,6 +167,20 @@ def test_another_worker_gets_what_waits_behind_long_tasks(fleet: Fleet) -> None:
     assert busy.process.poll() is None
 
 
+def test_consuming_goes_on_when_the_long_task_that_paused_it_is_killed(
+    sqlite_fleet: Fleet,
+) -> None:
+    """Behind a long task consuming pauses; its end by a kill tells nobody that a slot is free."""
+    sqlite_fleet.start(slots=1)
+    long = sqlite_fleet.send("die", "kill", 1, 3.0)
+    sqlite_fleet.until_runs(1, timeout_s=30)
+
+    handles = sqlite_fleet.send_many("nap", 5)
+
+    sqlite_fleet.settled(handles, 60)
+    assert long.get(timeout=60) == "alive"
+
+
 def test_an_outcome_is_told_while_a_neighbour_runs_on(fleet: Fleet) -> None:
     """A result must not wait in the process until a slower task of it has ended."""
     for pool in ("thread", "asyncio"):
