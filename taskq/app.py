@@ -7,15 +7,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, overload
 
-from taskq import clock, outcome
 from taskq.batch import Batch, parts, raise_first, send_parts
 from taskq.brokers import broker_options, open_broker
 from taskq.brokers.base import Broker, Outgoing, Publishing
 from taskq.calls import Prepared, prepare
+from taskq.cancelling import CancelMethods
 from taskq.canvas import Chain, Signature
 from taskq.config import Settings, app_settings, nearest
 from taskq.declare import Declare, DeclareBound, register
-from taskq.errors import ConfigError, PublishError, ResultsDisabled
+from taskq.errors import ConfigError, PublishError
 from taskq.events.client import SentReport, Shortened
 from taskq.flow.sending import Claims, stamp
 from taskq.hooks import Hooks
@@ -24,7 +24,7 @@ from taskq.pauses import Pauses
 from taskq.pending import PendingMarks
 from taskq.result import AsyncResult
 from taskq.results import open_results
-from taskq.results.base import MAX_ATTEMPT, Record, ResultStore, Write, encode_record, is_terminal
+from taskq.results.base import ResultStore
 from taskq.routes import Routes, Rule, Target
 from taskq.schedules.book import ScheduleBook
 from taskq.shared import make_current, shared_tasks
@@ -45,7 +45,7 @@ R = TypeVar("R")
 _batch: ContextVar[Batch | None] = ContextVar("taskq_batch", default=None)
 
 
-class TaskQ(Hooks):
+class TaskQ(CancelMethods, Hooks):
     """An app: declares tasks, sends them, and gives their results.
 
     Connections open on first use, so making one costs nothing.
@@ -261,18 +261,6 @@ class TaskQ(Hooks):
     def result(self, task_id: str) -> AsyncResult[Any]:
         """Return the handle of any task id."""
         return AsyncResult(task_id, self)
-
-    def cancel(self, task_id: str) -> bool:
-        """Cancel a task; see `AsyncResult.cancel`."""
-        store = self.results
-        if store is None:
-            raise ResultsDisabled("cancel needs a results store: set `results=` or TASKQ_RESULTS")
-        data = store.fetch([task_id])[0]
-        if data is None or is_terminal(data):
-            return False
-        record = Record(outcome.CANCELLED, MAX_ATTEMPT, at_ms=clock.now_ms())
-        ttl_s = max(self.settings.result_ttl_s, self.settings.failure_ttl_s)
-        return store.store([Write(task_id, encode_record(record), ttl_s)])[0]
 
     def close(self) -> None:
         """Close connections and threads; they open again when used again."""

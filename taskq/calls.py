@@ -10,14 +10,16 @@ from taskq import clock
 from taskq.body import Embed, encode_call
 from taskq.brokers.base import Outgoing
 from taskq.brokers.shapes import check_queue_name
-from taskq.canvas import Chain, Signature, new_id
+from taskq.canvas import Chain, Signature
 from taskq.config import Settings, nearest
 from taskq.errors import ConfigError
-from taskq.message import DEADLINE, DUE
+from taskq.ids import new_id
+from taskq.message import DEADLINE, DUE, SENT
 from taskq.request import Request
 from taskq.request import current as current_request
 from taskq.retry import MAX_DELAY_S
 from taskq.routes import Routes
+from taskq.timelimits import call_limits
 
 OPTIONS: Final = frozenset(
     {
@@ -113,6 +115,11 @@ def _later_step(step: Signature[Any], options: dict[str, Any], task_id: str) -> 
     for name in ("priority", "headers"):
         if options.get(name):
             kept[name] = options[name]
+    if options.get("task_id"):
+        kept["headers"] = {**(options.get("headers") or {}), SENT: clock.now_ms()}
+    limits = call_limits(step.task, options)
+    if any(limits):
+        kept["time_limit"], kept["soft_time_limit"] = limits
     for name in ("countdown", "eta", "expires", "deadline"):
         if step.options.get(name) is not None:
             raise ConfigError(f"only the first step of a chain takes {name}=")
@@ -145,6 +152,8 @@ def _first_step(
     due_ms = _due_ms(options, now_ms)
     headers: dict[str, Any] = dict(options.get("headers") or {})
     _refuse_reserved(headers)
+    if options.get("task_id"):
+        headers[SENT] = now_ms
     if due_ms:
         headers["eta"] = clock.to_iso(due_ms)
         headers[DUE] = due_ms
@@ -159,9 +168,9 @@ def _first_step(
         headers["root_id"] = root_id
     elif len(ids) > 1:
         headers["root_id"] = ids[0]
-    limits = [_limit(options, "time_limit"), _limit(options, "soft_time_limit")]
+    limits = call_limits(step.task, options)
     if any(limits):
-        headers["timelimit"] = limits
+        headers["timelimit"] = list(limits)
     if options.get("ignore_result"):
         headers["ignore_result"] = True
     embed = Embed(
@@ -253,16 +262,3 @@ def _priority(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 9:
         raise ConfigError(f"priority is {value!r}; use 0 (lowest) to 9")
     return value
-
-
-def _limit(options: Mapping[str, Any], name: str) -> int | None:
-    """Return a per-call time limit in whole seconds: AMQP headers carry no fractions here."""
-    value = options.get(name)
-    if value is None:
-        return None
-    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    if not 0 < number <= MAX_DELAY_S:
-        raise ConfigError(f"{name} is {value!r}; use seconds above 0")
-    if number != int(number):
-        raise ConfigError(f"{name} of a call is in whole seconds, not {value!r}")
-    return int(number)

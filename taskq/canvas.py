@@ -8,13 +8,14 @@ the last step exists from the start.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
-from uuid import uuid4
 
 from taskq.body import Embed, encode_call
 from taskq.brokers.base import Outgoing
 from taskq.errors import ConfigError, DecodeError
+from taskq.ids import new_id
 from taskq.message import DEADLINE, Message
 from taskq.result import AsyncResult
+from taskq.timelimits import carried_limits
 
 R = TypeVar("R")
 
@@ -27,11 +28,6 @@ class Sender(Protocol):
 
     async def asend(self, calls: "Sequence[Signature[Any] | Chain]") -> list[AsyncResult[Any]]:
         """Do what `send` does without blocking the loop."""
-
-
-def new_id() -> str:
-    """Return a fresh task id: a random UUID as text."""
-    return str(uuid4())
 
 
 @dataclass(frozen=True)
@@ -239,6 +235,7 @@ def _step(
     priority = options.get("priority")
     headers = {**(options.get("headers") or {}), "parent_id": message.id}
     headers["root_id"] = root_id or message.id
+    headers["timelimit"] = carried_limits(options)
     deadline_ms = message.headers.get(DEADLINE)
     if isinstance(deadline_ms, int):
         headers[DEADLINE] = deadline_ms

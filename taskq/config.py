@@ -90,6 +90,7 @@ class WorkerSettings:
     executors: int = _setting(1, "executor processes of the thread and asyncio pools", 1)
     prefetch: int = _setting(0, "messages held at most; 0 finds it by itself", 0)
     grace_s: float = _setting(25.0, "how long running tasks may finish at a warm stop", 0)
+    cancel_grace_s: float = _setting(5.0, "how long a cancelled task may take to end itself", 0)
     max_tasks_per_child: int = _setting(0, "replace an executor after so many tasks; 0 never", 0)
     max_memory_per_child_mb: int = _setting(0, "replace an executor above this; 0 never", 0)
     burst: bool = _setting(False, "stop when the queues are empty")

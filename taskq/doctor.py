@@ -15,7 +15,6 @@ from taskq import clock, outcome
 from taskq._version import __version__
 from taskq.app import TaskQ
 from taskq.brokers.base import DEAD_QUEUE, Check
-from taskq.canvas import new_id
 from taskq.config import (
     Settings,
     WorkerSettings,
@@ -26,6 +25,7 @@ from taskq.config import (
     setting_names,
 )
 from taskq.errors import ConfigError, ResultsUnavailable, TaskqError
+from taskq.ids import new_id
 from taskq.results.base import Record, ResultStore, Write, encode_record
 from taskq.worker.manifest import make_manifest
 

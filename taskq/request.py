@@ -1,12 +1,27 @@
 """What a running task can know of its own call."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 from taskq import clock
 from taskq.message import DEADLINE
+
+
+@dataclass(slots=True)
+class Run:
+    """The line between a running task and its executor; one for each slot, used again.
+
+    Attributes:
+        tag: Number of the running task.
+        cancelled: Tags that were cancelled; the executor's, shared by all its runs.
+        beat: Tells the hub that the run makes progress.
+    """
+
+    tag: int
+    cancelled: set[int]
+    beat: Callable[[], None]
 
 
 @dataclass(slots=True)
@@ -28,6 +43,7 @@ class Request:
         redelivered: Whether the broker may have delivered it before.
         worker: Name of the worker; empty in place.
         called_directly: Whether no worker is involved.
+        run: The line to the executor; None in place.
     """
 
     id: str = ""
@@ -44,6 +60,7 @@ class Request:
     redelivered: bool = False
     worker: str = ""
     called_directly: bool = False
+    run: Run | None = field(default=None, repr=False, compare=False)
 
     @property
     def remaining_s(self) -> float | None:

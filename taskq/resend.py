@@ -14,6 +14,7 @@ from taskq.message import (
     LOST,
     REPLAY,
     REPLAYS,
+    SENT,
     STARTS,
     UNKNOWN_SINCE,
     WAITED,
@@ -122,4 +123,6 @@ def revived(message: Message) -> Message:
     replays = message.headers.get(REPLAYS)
     # A hostile header may hold anything, and its letter must be replayable all the same.
     headers[REPLAYS] = replays + 1 if isinstance(replays, int) and 0 <= replays < 2**31 else 1
+    # An older cancel of its kind must not hit what an operator sends again now.
+    headers[SENT] = clock.now_ms()
     return message._replace(headers=headers)

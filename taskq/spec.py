@@ -33,6 +33,7 @@ class TaskOptions(FlowOptions, total=False):
     retry: RetryPolicy
     soft_time_limit: float
     time_limit: float
+    heartbeat_timeout_s: float
     priority: int
     serializer: str
     dead_letter: bool
@@ -55,6 +56,8 @@ class TaskSpec:
         retry: When a failed attempt runs again.
         soft_time_limit: Seconds until SoftTimeLimitExceeded is raised in the task; None for never.
         time_limit: Seconds until it is stopped from outside; None for never.
+        heartbeat_timeout_s: Seconds without `self.heartbeat()` until it is stopped as at its time
+            limit; None for no such limit.
         priority: 0 (lowest) to 9.
         serializer: `msgpack` or `json`; empty for the app's setting.
         dead_letter: Whether a final failure leaves a dead letter.
@@ -90,6 +93,7 @@ class TaskSpec:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     soft_time_limit: float | None = None
     time_limit: float | None = None
+    heartbeat_timeout_s: float | None = None
     priority: int = 0
     serializer: str = ""
     dead_letter: bool = True
@@ -129,7 +133,8 @@ class TaskSpec:
         _whole(self, "max_retries", 0, 10_000)
         _whole(self, "priority", 0, 9)
         _whole(self, "result_ttl", 1, 10**9)
-        for name in ("soft_time_limit", "time_limit", "expires", "deadline"):
+        limits = ("soft_time_limit", "time_limit", "heartbeat_timeout_s", "expires", "deadline")
+        for name in limits:
             _positive(self, name)
         soft, hard = self.soft_time_limit, self.time_limit
         if soft is not None and hard is not None and soft >= hard:

@@ -11,6 +11,8 @@ from taskq.request import Request
 from taskq.request import current as current_request
 from taskq.result import AsyncResult
 from taskq.spec import TaskSpec, make_spec
+from taskq.steering import Steering
+from taskq.timelimits import DECLARED
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -19,7 +21,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class BaseTask(Generic[P, R]):
+class BaseTask(Steering, Generic[P, R]):
     """What plain and `async def` tasks share; made by `@app.task`, never directly.
 
     Attributes:
@@ -49,6 +51,7 @@ class BaseTask(Generic[P, R]):
             "serializer": spec.serializer or None,
             "expires": spec.expires,
             "deadline": spec.deadline,
+            DECLARED: (spec.time_limit, spec.soft_time_limit),
         }
         self._find_app = find_app
         self._signature: inspect.Signature | None = None

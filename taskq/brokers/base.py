@@ -6,7 +6,7 @@ loop, the worker's hub. `tests/contract/` holds the suite that every broker pass
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
@@ -115,10 +115,7 @@ class Sink(Protocol):
         """Take messages; as many as arrived in one turn of the loop."""
 
     def lost(self) -> None:
-        """Forget every delivery that has not started: the broker will deliver it again.
-
-        Receipts from before this call are void; settling them does nothing.
-        """
+        """Forget what has not started: it is delivered again. Receipts from before are void."""
 
     def connection(self, up: bool, detail: str) -> None:
         """Learn that consuming began or stopped; `detail` says why, for logs and readiness."""
@@ -236,8 +233,7 @@ class EventFeed(ABC):
     """Batches of events, in order; used by one thread.
 
     Attributes:
-        active: Whether batches come here; False for a reader that stands by for another one of the
-            same name, and while the broker is away.
+        active: Whether batches come here: the broker is there, and no reader of this name is first.
         trouble: Why not, or empty.
     """
 
@@ -327,13 +323,16 @@ class Broker(ABC):
     def due_within(self, horizon_s: float) -> int:
         """Return how many delayed messages will (or may) be due within so many seconds.
 
-        `--burst` waits for them. RabbitMQ's delay queues are shared, so this counts the messages
-        of every application on that virtual host.
+        `--burst` waits for them. RabbitMQ counts those of every application on its virtual host.
         """
 
     @abstractmethod
     def known_queues(self) -> list[str]:
         """Return the queues the broker can list by itself (embedded), else an empty list."""
+
+    def waiting(self) -> Iterator[Message] | None:
+        """Yield what is not dead, bodies left out; None where nobody can look (RabbitMQ)."""
+        return None
 
     @abstractmethod
     def purge(self, queue: str) -> int:

@@ -1,7 +1,7 @@
 """The embedded broker: queues in one SQLite file, for many processes of one machine."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from taskq import clock
@@ -30,8 +30,10 @@ from taskq.brokers.sqlite_publish import Outbox
 from taskq.embedded.database import open_database
 from taskq.embedded.location import parse_location
 from taskq.errors import ConfigError, PublishError
+from taskq.message import Message
 
 _PURGE_ROWS: Final = 5000
+_PAGE_ROWS: Final = 1000
 
 
 class SqliteBroker(Broker):
@@ -153,6 +155,18 @@ class SqliteBroker(Broker):
         with translated(), self._database.reading(self._timeout_s) as connection:
             names = [name for (name,) in connection.execute("SELECT name FROM queues")]
         return sorted(name[len(prefix) :] for name in names if name.startswith(prefix))
+
+    def waiting(self) -> Iterator[Message]:
+        """Yield every message that is not dead, page by page; see `Broker`."""
+        with translated(), self._database.reading(self._timeout_s) as connection:
+            (last,) = connection.execute(sqlite_rows.LAST).fetchone()
+        after = -1
+        while after:
+            with translated(), self._database.reading(self._timeout_s) as connection:
+                after, found = sqlite_rows.waiting_page(
+                    connection, self.options.prefix, after, last, _PAGE_ROWS
+                )
+            yield from found
 
     def purge(self, queue: str) -> int:
         """Delete what is ready in a queue; see `Broker`. `taskq.dead` empties the dead letters."""

@@ -98,6 +98,11 @@ PRUNE_DEAD: Final = (
     f"FROM {_DEAD} AND queue = ? ORDER BY seq LIMIT 100) WHERE due_ms <= ?)"
 )
 DELETE_DEAD: Final = f"DELETE FROM messages WHERE seq = ? AND state = {DEAD}"
+# By number: all states but the dead are wanted, and rows that come meanwhile lie behind `last`.
+WAITING_PAGE: Final = (
+    "SELECT seq, queue, task, id, headers FROM messages "
+    f"WHERE seq > ? AND seq <= ? AND state < {DEAD} ORDER BY seq LIMIT ?"
+)
 LAST: Final = "SELECT coalesce(max(seq), 0) FROM messages"
 
 
@@ -172,6 +177,31 @@ def dead_page(
     """Return the next dead letters between two row numbers, oldest first."""
     rows = connection.execute(DEAD_PAGE, (queue, after, last, now_ms, limit)).fetchall()
     return map(_read, rows)
+
+
+def waiting_page(
+    connection: sqlite3.Connection, prefix: str, after: int, last: int, limit: int
+) -> tuple[int, list[Message]]:
+    """Return the next messages that are not dead, without bodies, and where to go on.
+
+    Args:
+        connection: In a transaction.
+        prefix: Only of queues whose names begin so.
+        after: Number of the last row that was seen.
+        last: Highest row number to look at.
+        limit: Most rows to look at.
+
+    Returns:
+        The number to go on after, 0 at the end, and the messages.
+    """
+    rows = connection.execute(WAITING_PAGE, (after, last, limit)).fetchall()
+    found = []
+    for seq, queue, task, task_id, headers in rows:
+        if queue.startswith(prefix):
+            claimed = _read((seq, 0, task, task_id, b"", headers))
+            if claimed.error is None:
+                found.append(claimed.message)
+    return (rows[-1][0] if len(rows) == limit else 0), found
 
 
 def delete(connection: sqlite3.Connection, owner: int, seqs: Iterable[int]) -> None:

@@ -18,7 +18,7 @@ COMMANDS: Final = {
     "schedules": ("taskq.cli.schedules", "Look after scheduled tasks."),
     "call": ("taskq.cli.tasks:call", "Send a task by name."),
     "result": ("taskq.cli.tasks:result", "Show state, value or failure of a task."),
-    "cancel": ("taskq.cli.tasks:cancel", "Cancel tasks that have not started."),
+    "cancel": ("taskq.cli.cancel", "Cancel tasks by id, workflow, name or header."),
     "queues": ("taskq.cli.queues", "Look at queues, pause them, and empty them."),
     "tasks": ("taskq.cli.pauses:tasks", "Look at tasks, pause and resume them."),
     "dead": ("taskq.cli.dead", "Look after dead letters."),

@@ -1,4 +1,4 @@
-"""`taskq call`, `taskq result` and `taskq cancel`."""
+"""`taskq call` and `taskq result`."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -196,29 +196,3 @@ def _exception(error: RemoteError) -> dict[str, Any]:
         "traceback": error.traceback,
         "causes": [{"type": cause.type, "message": cause.message} for cause in error.causes],
     }
-
-
-@click.command(cls=Command, examples="taskq cancel 1f0c8c0e-... 2b7d11aa-...")
-@click.argument("task_ids", metavar="ID...", nargs=-1, required=True)
-@json_option
-def cancel(task_ids: tuple[str, ...], as_json: bool) -> int:
-    """Cancel tasks that have not started: they never will, even if no worker is alive now.
-
-    A task that runs already is not interrupted. Exit code 1 when one of them has ended already or
-    is unknown.
-    """
-    rows: list[dict[str, Any]] = []
-    with opened_app() as app:
-        for task_id in task_ids:
-            app.cancel(task_id)
-            state = app.result(task_id).state
-            rows.append({"id": task_id, "cancelled": state == outcome.CANCELLED, "state": state})
-    if as_json:
-        write_json(rows)
-    for row in rows:
-        if row["cancelled"] and not as_json:
-            say(f"{row['id']} cancelled")
-    bad = [f"{row['id']} is {row['state']}" for row in rows if not row["cancelled"]]
-    if bad:
-        raise Failure(f"not cancelled: {', '.join(bad)}; only what has not ended can be")
-    return EX_OK

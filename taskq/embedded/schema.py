@@ -10,7 +10,7 @@ APPLICATION_ID: Final = 0x7441736B
 
 FIRST_VERSION: Final = 1
 """What `TABLES` makes."""
-VERSION: Final = 2
+VERSION: Final = 3
 """Schema version, SQLite's `user_version`."""
 
 READY: Final = 0
@@ -101,8 +101,16 @@ CREATE TABLE notes (
     PRIMARY KEY (kind, name)
 ) WITHOUT ROWID;
 """
+CANCELS: Final = """
+CREATE TABLE cancels (
+    number INTEGER PRIMARY KEY,
+    rule BLOB NOT NULL,
+    ends_ms INTEGER NOT NULL
+);
+CREATE INDEX cancels_ends ON cancels (ends_ms);
+"""
 
-MIGRATIONS: dict[int, str] = {1: NOTES}
+MIGRATIONS: dict[int, str] = {1: NOTES, 2: CANCELS}
 """Schema version to the statements that lead from it to the next one; a new file gets them all."""
 
 

@@ -34,6 +34,8 @@ _STATES: Final = {letter: state for state, letter in _LETTERS.items()}
 MAX_ATTEMPT: Final = 2**24 - 1
 """Attempt of a record that must win over every running one: a cancel."""
 MAX_STARTS: Final = 255
+MAX_NEWS: Final = 5000
+"""Cancel rules that are read at a time."""
 TERMINAL_LETTERS: Final = b"SFCE"
 """First bytes of records that are final."""
 
@@ -162,6 +164,11 @@ class Write(NamedTuple):
     ttl_s: int
 
 
+def state_of(head: bytes) -> str | None:
+    """Return the state that a stored record, or its first byte, tells; None for foreign bytes."""
+    return _STATES.get(head[:1])
+
+
 class ResultStore(ABC):
     """Keeps records and wakes who waits for them; blocking, thread-safe, usable after a fork.
 
@@ -198,6 +205,41 @@ class ResultStore(ABC):
     @abstractmethod
     def fetch(self, task_ids: Sequence[str]) -> list[bytes | None]:
         """Return each id's record, or None where there is none; one round trip."""
+
+    @abstractmethod
+    def fetch_news(
+        self, task_ids: Sequence[str], after: int
+    ) -> tuple[list[bytes | None], list[tuple[int, bytes]]]:
+        """Return records as `fetch` does, and cancel rules, in the same round trip.
+
+        Args:
+            task_ids: Whose records.
+            after: Number of the newest rule that the caller knows; 0 for none.
+
+        Returns:
+            The records, and of the rules after that number at most `MAX_NEWS` with their numbers,
+            oldest first. Numbers grow for ever, also when the store lost what it held.
+        """
+
+    @abstractmethod
+    def add_rule(self, rule: bytes, ends_ms: int) -> None:
+        """Keep a cancel rule until a moment (epoch ms); it is durable when this returns."""
+
+    @abstractmethod
+    def cancel(self, task_ids: Sequence[str], record: bytes, ttl_s: int) -> list[str | None]:
+        """Replace the records of tasks that have not ended, atomically, and wake their waiters.
+
+        The new record is kept for as long as the old one would have been, at least: that is
+        longer than the task may still be delayed.
+
+        Args:
+            task_ids: Whose.
+            record: The record of CANCELLED.
+            ttl_s: How long it is kept, in seconds.
+
+        Returns:
+            Each task's state before; None for an id without any, where nothing is written.
+        """
 
     @abstractmethod
     def forget(self, task_ids: Sequence[str]) -> None:

@@ -18,7 +18,15 @@ from redis.exceptions import (
 from taskq import clock, outcome
 from taskq.errors import ConfigError, ResultsUnavailable, TaskqError
 from taskq.results import redis_scripts
-from taskq.results.base import Record, ResultStore, Write, encode_record, is_terminal
+from taskq.results.base import (
+    MAX_NEWS,
+    Record,
+    ResultStore,
+    Write,
+    encode_record,
+    is_terminal,
+    state_of,
+)
 from taskq.results.redis_scripts import Script
 from taskq.results.redis_url import parse_url
 from taskq.results.redis_watch import RedisWatcher
@@ -56,8 +64,8 @@ class RedisResults(ResultStore):
     an error at once, and the next call tries again. Waiters ride out a restart.
 
     An ACL user needs `~<prefix>:* &<prefix>:* +@all -@admin -@dangerous`, or less: GET, MGET, SET,
-    INCR, EXPIRE, UNLINK, HGETALL, HSET, HDEL, EVAL, EVALSHA, PUBLISH, SUBSCRIBE, UNSUBSCRIBE,
-    PING, SELECT.
+    INCRBY, TTL, EXPIRE, PEXPIREAT, UNLINK, HGETALL, HSET, HDEL, ZADD, ZREM, ZREVRANGE,
+    ZRANGEBYSCORE, TIME, EVAL, EVALSHA, PUBLISH, SUBSCRIBE, UNSUBSCRIBE, PING, SELECT.
     """
 
     def __init__(self, url: str, timeout_s: float = 5.0) -> None:
@@ -75,6 +83,7 @@ class RedisResults(ResultStore):
         self._result_prefix = f"{self._address.prefix}:result:"
         self._starts_prefix = f"{self._address.prefix}:starts:"
         self._notes_prefix = f"{self._address.prefix}:notes:"
+        self._rules_keys = [f"{self._address.prefix}:cancels{part}" for part in ("", ":ends")]
         self._open()
         _stores.add(self)
 
@@ -114,6 +123,29 @@ class RedisResults(ResultStore):
         """Return each id's record, or None; see `ResultStore`."""
         requests = [("MGET", *keys) for keys in _slices(self._keys(task_ids))]
         return [record for reply in self._call(lambda again: requests) for record in reply]
+
+    def fetch_news(
+        self, task_ids: Sequence[str], after: int
+    ) -> tuple[list[bytes | None], list[tuple[int, bytes]]]:
+        """Return records and new cancel rules in one round trip; see `ResultStore`."""
+        news = ("ZRANGEBYSCORE", self._rules_keys[0], f"({after}", "+inf", "LIMIT", 0, MAX_NEWS)
+        requests = [("MGET", *keys) for keys in _slices(self._keys(task_ids))]
+        *replies, rules = self._call(lambda again: [*requests, news])
+        records = [record for reply in replies for record in reply]
+        return records, [(int(rule[:16]), rule[16:]) for rule in rules]
+
+    def add_rule(self, rule: bytes, ends_ms: int) -> None:
+        """Keep a cancel rule; see `ResultStore`."""
+        part: tuple[list[str], list[Any]] = (self._rules_keys, [rule, ends_ms, clock.now_ms()])
+        self._run(redis_scripts.RULE, lambda again: [part])
+
+    def cancel(self, task_ids: Sequence[str], record: bytes, ttl_s: int) -> list[str | None]:
+        """Cancel tasks that have not ended; see `ResultStore`."""
+        parts: list[tuple[list[str], list[Any]]] = [
+            (keys, [record, ttl_s]) for keys in _slices(self._keys(task_ids))
+        ]
+        replies = self._run(redis_scripts.CANCEL, lambda again: parts)
+        return [state_of(letter) for reply in replies for letter in reply]
 
     def forget(self, task_ids: Sequence[str]) -> None:
         """Delete records; see `ResultStore`."""

@@ -78,3 +78,43 @@ for i, key in ipairs(KEYS) do
 end
 return counts
 """)
+
+# ARGV: the record of CANCELLED, TTL. Answers with the first byte of each record that was there.
+CANCEL = make_script("""
+local found = redis.call('MGET', unpack(KEYS))
+local before = {}
+for i, key in ipairs(KEYS) do
+  local old = found[i]
+  before[i] = old and string.sub(old, 1, 1) or ''
+  if old and not string.find('SFCE', before[i], 1, true) then
+    local ttl_s = math.max(tonumber(ARGV[2]), redis.call('TTL', key))
+    redis.call('SET', key, ARGV[1], 'EX', ttl_s)
+    redis.call('PUBLISH', key, '')
+  end
+end
+return before
+""")
+
+# KEYS: rules by number, rules by their end. ARGV: the rule, its end and now in epoch ms.
+# A number is the time in microseconds: it grows also after the server lost what it held, so that
+# no worker takes a new rule for one that it knows. Sixteen digits stand before each rule.
+RULE = make_script("""
+for _, old in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[3], 'LIMIT', 0, 100)) do
+  redis.call('ZREM', KEYS[1], old)
+  redis.call('ZREM', KEYS[2], old)
+end
+local time = redis.call('TIME')
+local number = time[1] * 1000000 + time[2]
+local newest = redis.call('ZREVRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+if newest[2] then
+  number = math.max(number, tonumber(newest[2]) + 1)
+end
+local text = string.format('%016.0f', number)
+redis.call('ZADD', KEYS[1], text, text .. ARGV[1])
+redis.call('ZADD', KEYS[2], ARGV[2], text .. ARGV[1])
+local last = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')
+local ends = string.format('%.0f', tonumber(last[2]))
+redis.call('PEXPIREAT', KEYS[1], ends)
+redis.call('PEXPIREAT', KEYS[2], ends)
+return text
+""")

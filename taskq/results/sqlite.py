@@ -13,6 +13,7 @@ from taskq.embedded.location import parse_location
 from taskq.embedded.schema import DEAD
 from taskq.errors import ConfigError, ResultsUnavailable
 from taskq.outcome import PENDING
+from taskq.results import sqlite_cancels
 from taskq.results.base import (
     Record,
     ResultStore,
@@ -128,14 +129,27 @@ class SqliteResults(ResultStore):
     def fetch(self, task_ids: Sequence[str]) -> list[bytes | None]:
         """Return records, or PENDING for what is only queued; see `ResultStore`."""
         with _translated(), self._database.reading(self._timeout_s) as connection:
-            found: dict[str, bytes] = dict(
-                connection.execute(FETCH, (json.dumps(list(task_ids)), clock.now_ms()))
-            )
-            missing = [task_id for task_id in task_ids if task_id not in found]
-            if missing:
-                for (task_id,) in connection.execute(QUEUED, (json.dumps(missing),)):
-                    found[task_id] = _PENDING
+            found = _records(connection, task_ids)
         return [found.get(task_id) for task_id in task_ids]
+
+    def fetch_news(
+        self, task_ids: Sequence[str], after: int
+    ) -> tuple[list[bytes | None], list[tuple[int, bytes]]]:
+        """Return records and new cancel rules from one snapshot; see `ResultStore`."""
+        with _translated(), self._database.reading(self._timeout_s) as connection:
+            news = sqlite_cancels.rules_after(connection, after)
+            found = _records(connection, task_ids)
+        return [found.get(task_id) for task_id in task_ids], news
+
+    def add_rule(self, rule: bytes, ends_ms: int) -> None:
+        """Keep a cancel rule; see `ResultStore`."""
+        with self._writing() as connection:
+            sqlite_cancels.add_rule(connection, rule, ends_ms, clock.now_ms())
+
+    def cancel(self, task_ids: Sequence[str], record: bytes, ttl_s: int) -> list[str | None]:
+        """Cancel tasks that have not ended; see `ResultStore`."""
+        with self._writing() as connection:
+            return sqlite_cancels.cancel(connection, task_ids, record, ttl_s, clock.now_ms())
 
     def forget(self, task_ids: Sequence[str]) -> None:
         """Delete records; see `ResultStore`."""
@@ -191,6 +205,17 @@ class SqliteResults(ResultStore):
     def _writing(self) -> Iterator[sqlite3.Connection]:
         with _translated(), self._database.writing(self._timeout_s) as connection:
             yield connection
+
+
+def _records(connection: sqlite3.Connection, task_ids: Sequence[str]) -> dict[str, bytes]:
+    found: dict[str, bytes] = dict(
+        connection.execute(FETCH, (json.dumps(list(task_ids)), clock.now_ms()))
+    )
+    missing = [task_id for task_id in task_ids if task_id not in found]
+    if missing:
+        for (task_id,) in connection.execute(QUEUED, (json.dumps(missing),)):
+            found[task_id] = _PENDING
+    return found
 
 
 def _heads(

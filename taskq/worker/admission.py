@@ -2,6 +2,7 @@
 
 from taskq import clock, outcome
 from taskq.brokers.base import Delivery
+from taskq.cancels import RuleBook
 from taskq.envelope import Envelope, read_envelope
 from taskq.errors import DecodeError
 from taskq.message import Message
@@ -17,7 +18,11 @@ _NO_HEADERS = Envelope()
 
 
 class Admission:
-    """Judges deliveries for one worker; pure, the caller brings the stored records."""
+    """Judges deliveries for one worker; pure, the caller brings the stored records.
+
+    Attributes:
+        rules: Cancels by workflow, name and header; the caller keeps them up to date.
+    """
 
     def __init__(self, manifest: Manifest, worker: str, results: bool) -> None:
         self._tasks = manifest.tasks
@@ -25,6 +30,7 @@ class Admission:
         self._worker = worker
         self._results = results
         self._tag = 0
+        self.rules = RuleBook()
 
     def case(self, held: Held) -> Case:
         """Return a delivery as the subject of an ending."""
@@ -81,10 +87,24 @@ class Admission:
             held.seen_started = attempt == held.envelope.retries and data[:1] == b"B"
         elif not self._results and _delivered_too_often(held):
             return losses.hub_lost(case)
+        if self.cancelled(held, data):
+            return endings.final(case, outcome.CANCELLED, None)
         expires_ms = held.envelope.expires_ms
         if expires_ms and clock.now_ms() >= expires_ms:
             return endings.final(case, outcome.EXPIRED, None)
         return None
+
+    def cancelled(self, held: Held, data: bytes | None) -> bool:
+        """Return whether a task was cancelled, by its id or by a rule.
+
+        Args:
+            held: A delivery of it.
+            data: The stored record, or None.
+        """
+        if data is not None and is_terminal(data):
+            return data[:1] == b"C"
+        message = held.delivery.message
+        return self.rules.hit(message, held.envelope.root_id or message.id) is not None
 
 
 def _last_word(message: Message) -> Envelope:

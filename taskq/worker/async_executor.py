@@ -1,16 +1,20 @@
 """The executor of the `asyncio` pool: one loop, many coroutines; plain functions on threads."""
 
 import asyncio
+import contextlib
 import socket
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
+from taskq.errors import TaskCancelled
 from taskq.message import Message
+from taskq.request import Run
 from taskq.worker import endings
 from taskq.worker.dead_hook import DeadListeners
 from taskq.worker.endings import Ending
-from taskq.worker.limits import WatchdogLimiter, limited_coroutine
+from taskq.worker.limits import Interrupted, WatchdogLimiter, limited_coroutine
 from taskq.worker.outbox import Outbox, new_unpacker
 from taskq.worker.registry import Registry
 from taskq.worker.runner import Job, Runner
@@ -35,6 +39,10 @@ class AsyncExecutor:
         self._interrupted: set[int] = set()
         self._on_threads: set[int] = set()
         self._limiter = WatchdogLimiter()
+        self._cancelled: set[int] = set()
+        self._runs = [
+            Run(0, self._cancelled, partial(slots.beat, index)) for index in range(slots.count)
+        ]
         self._flushing = False
         self._stopping = False
 
@@ -90,8 +98,22 @@ class AsyncExecutor:
                     self._running[tag].cancel()
         elif kind == "dead":
             self._dead.put(frame[1], frame[2])
+        elif kind == "revoke":
+            self._revoke(set(frame[1]), frame[2])
+        elif kind == "ping":
+            with contextlib.suppress(OSError):
+                self._outbox.send("pong")
         elif kind == "stop":
             self._stopping = True
+
+    def _revoke(self, tags: set[int], by_force: bool) -> None:
+        """Let tasks learn of their cancel: at a checkpoint, as a cancelled coroutine, or now."""
+        self._cancelled |= tags
+        for tag in tags - self._on_threads:
+            if tag in self._running:
+                self._running[tag].cancel()
+        if by_force:
+            self._limiter.interrupt(tags & self._on_threads, TaskCancelled)
 
     def _start_more(self) -> None:
         while self._todo and self._free:
@@ -103,16 +125,21 @@ class AsyncExecutor:
 
     async def _one(self, index: int, item: list[Any]) -> None:
         tag, queue_name, redelivered, parts = item
+        self._runs[index].tag = tag
         self._slots.start(index, tag)
         try:
+            if tag in self._cancelled:
+                # Cancelled while it waited here: the hub knows, and ends it as such.
+                raise TaskCancelled
             job = self._runner.decode(Message.from_list(parts), queue_name, redelivered)
-            ending = job if isinstance(job, Ending) else await self._run(job, tag)
-        except asyncio.CancelledError:
-            # Cancelled before its first step: it never started.
+            ending = job if isinstance(job, Ending) else await self._run(job, index, tag)
+        except (asyncio.CancelledError, Interrupted, TaskCancelled):
+            # Stopped before its first step, or behind its last one.
             ending = Ending(endings.REQUEUED)
         if tag in self._interrupted and ending.code != "SUCCESS":
             ending = Ending(endings.REQUEUED)
         self._interrupted.discard(tag)
+        self._cancelled.discard(tag)
         self._running.pop(tag, None)
         self._outbox.add(tag, ending)
         self._slots.clear(index)
@@ -130,7 +157,8 @@ class AsyncExecutor:
             # The hub closed the line; nobody is left to tell.
             self._ended.set()
 
-    async def _run(self, job: Job, tag: int) -> Ending:
+    async def _run(self, job: Job, index: int, tag: int) -> Ending:
+        job.request.run = self._runs[index]
         call, limit_s = job.runnable.call, job.soft_limit_s
         if job.runnable.is_async:
             if limit_s is not None:

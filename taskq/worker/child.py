@@ -29,6 +29,7 @@ class Child:
         given: How many tasks it has been given in its life.
         slots: What it runs now.
         on_told: Called with the number of dead letters whose listeners have returned.
+        deaf: Whether it has not answered the last ping.
         quarantined: Tags whose hard limit passed and that may run for ever.
     """
 
@@ -52,6 +53,7 @@ class Child:
         self.dead = False
         self.given = 0
         self.started_s = time.monotonic()
+        self.deaf = False
         self.quarantined: set[int] = set()
         self._loop = loop
         self._sock = launched.sock
@@ -104,6 +106,15 @@ class Child:
     def tell_dead(self, number: int, parts: Sequence[Any]) -> None:
         """Have the app's listeners called for dead letters; `on_told` gets the number then."""
         self._send("dead", number, parts)
+
+    def revoke(self, tags: list[int], *, by_force: bool) -> None:
+        """Tell cancelled tasks, or raise TaskCancelled in them wherever they are."""
+        self._send("revoke", tags, by_force)
+
+    def ping(self) -> None:
+        """Ask for a sign of life; `deaf` until it comes."""
+        self.deaf = True
+        self._send("ping")
 
     def stop(self) -> None:
         """Ask it to end when what it holds is done."""
@@ -197,6 +208,8 @@ class Child:
             self._on_back(self, returned)
         elif kind == "told":
             self.on_told(frame[1])
+        elif kind == "pong":
+            self.deaf = False
         elif kind == "hello":
             self.ready = True
             self._on_hello(self)

@@ -1,4 +1,7 @@
-"""What a worker answers to `taskq inspect`: a table of commands, which change nothing."""
+"""What a worker answers to `taskq inspect`: a table of commands, which change nothing.
+
+`cancel` only makes it look sooner at what is stored; see `revoker`.
+"""
 
 import os
 import socket
@@ -21,6 +24,8 @@ def answer(hub: "Hub", request: Mapping[str, Any]) -> dict[str, Any] | None:
     wanted = request.get("worker")
     if wanted and wanted != hub.name:
         return None
+    if request.get("command") == "cancel":
+        return {"worker": hub.name, **hub.revoker.answer(request)}
     command = _COMMANDS.get(str(request.get("command")))
     if command is None:
         return {"worker": hub.name, "error": f"unknown command {request.get('command')!r}"}
@@ -57,6 +62,7 @@ def _active(hub: "Hub") -> dict[str, Any]:
             "attempt": held.envelope.retries + 1,
             "runtime_s": round(ran_s, 3),
             "pid": child.pid or os.getpid(),
+            "cancelled": bool(held.cancelled_s),
         }
         for child, held, ran_s in hub.pool.running()
     ]

@@ -6,12 +6,16 @@ threads (`thread`). The `asyncio` pool has its own loop in `async_executor.py`.
 """
 
 import asyncio
+import contextlib
 import queue
 import socket
 import threading
+from functools import partial
 from typing import Any
 
+from taskq.errors import TaskCancelled
 from taskq.message import Message
+from taskq.request import Run
 from taskq.worker import endings
 from taskq.worker.dead_hook import DeadListeners
 from taskq.worker.endings import Ending
@@ -52,6 +56,11 @@ class Executor:
             AlarmLimiter() if on_main and slots.count == 1 else WatchdogLimiter()
         )
         self._loops = threading.local()
+        self._cancelled: set[int] = set()
+        self._runs = [
+            Run(0, self._cancelled, partial(slots.beat, index)) for index in range(slots.count)
+        ]
+        self._coroutines: dict[int, tuple[asyncio.AbstractEventLoop, Any]] = {}
 
     def serve(self) -> None:
         """Run tasks until the hub says stop or is gone."""
@@ -97,8 +106,24 @@ class Executor:
             self._limiter.interrupt(set(frame[1]))
         elif kind == "dead":
             self._dead.put(frame[1], frame[2])
+        elif kind == "revoke":
+            self._revoke(set(frame[1]), frame[2])
+        elif kind == "ping":
+            with contextlib.suppress(OSError):
+                self._outbox.send("pong")
         elif kind == "stop":
             self._stop()
+
+    def _revoke(self, tags: set[int], by_force: bool) -> None:
+        """Let tasks learn of their cancel: at a checkpoint, as a cancelled coroutine, or now."""
+        self._cancelled |= tags
+        coroutines = {tag: pair for tag in tags if (pair := self._coroutines.get(tag))}
+        for loop, coroutine in coroutines.values():
+            # The loop's end, between two tasks, is no fault.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(cancel_task_of, loop, coroutine)
+        if by_force:
+            self._limiter.interrupt(tags - set(coroutines), TaskCancelled)
 
     def _give_back(self) -> None:
         tags = []
@@ -153,27 +178,35 @@ class Executor:
 
     def _one(self, index: int, item: list[Any]) -> Ending:
         tag, queue_name, redelivered, parts = item
+        if tag in self._cancelled:
+            # Cancelled while it waited here: the hub knows, and ends it as such.
+            self._cancelled.discard(tag)
+            return Ending(endings.REQUEUED)
+        run = self._runs[index]
+        run.tag = tag
         self._slots.start(index, tag)
         self._limiter.enter(tag)
         try:
             job = self._runner.decode(Message.from_list(parts), queue_name, redelivered)
             if isinstance(job, Ending):
                 return job
+            job.request.run = run
             if job.runnable.is_async:
-                return self._run_async(job)
+                return self._run_async(job, tag)
             if job.soft_limit_s is None:
                 return self._runner.run(job, job.runnable.call)
             return self._run_limited(job, job.soft_limit_s)
-        except Interrupted:
+        except (Interrupted, TaskCancelled):
             return Ending(endings.REQUEUED)
         finally:
             self._limiter.leave(tag)
+            self._cancelled.discard(tag)
 
     def _run_limited(self, job: Job, limit_s: float) -> Ending:
         function, limiter = job.runnable.call, self._limiter
         return self._runner.run(job, lambda request: limiter.call(function, request, limit_s))
 
-    def _run_async(self, job: Job) -> Ending:
+    def _run_async(self, job: Job, tag: int) -> Ending:
         runner: asyncio.Runner | None = getattr(self._loops, "runner", None)
         if runner is None:
             # One loop a thread for its life: sessions that tasks keep stay usable.
@@ -181,4 +214,16 @@ class Executor:
         call = job.runnable.call
         if job.soft_limit_s is not None:
             call = limited_coroutine(call, job.soft_limit_s)
-        return runner.run(self._runner.arun(job, call))
+        coroutine = self._runner.arun(job, call)
+        self._coroutines[tag] = (runner.get_loop(), coroutine)
+        try:
+            return runner.run(coroutine)
+        finally:
+            del self._coroutines[tag]
+
+
+def cancel_task_of(loop: asyncio.AbstractEventLoop, coroutine: Any) -> None:
+    """Cancel the task that runs a coroutine, if there still is one; on that loop."""
+    for task in asyncio.all_tasks(loop):
+        if task.get_coro() is coroutine:
+            task.cancel()

@@ -170,6 +170,7 @@ class Gates:
         if not asks:
             return self._plain_fetch(batch)
         ids = [held.delivery.message.id for held in batch]
+        self._intake.learn_cancels()
         answer = self.store.admit(ids, asks)
         for (at, ask), verdict, done in zip(asks, answer.verdicts, answer.done, strict=True):
             held = batch[at]

@@ -1,8 +1,7 @@
 """A delivery in the hub's hands, from its arrival to its settlement."""
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from taskq import clock
 from taskq.brokers.base import Delivery
 from taskq.envelope import Envelope
 from taskq.flow.asks import Release, Verdict
@@ -11,9 +10,6 @@ from taskq.worker.manifest import TaskInfo
 
 if TYPE_CHECKING:
     from taskq.worker.child import Child
-
-DEADLINE_GRACE_MS: Final = 5000
-"""How long after its deadline a task that does not end by itself is stopped."""
 
 
 class Held:
@@ -31,24 +27,33 @@ class Held:
         suspect: Whether its starts are counted in the store first; see `taskq.worker.restarts`.
         counted: Whether that was done.
         seen_started: Whether a STARTED record of its attempt was found when it was admitted.
-        limit_hit: Whether its hard limit passed; its outcome is settled already.
+        limit_hit: Whether it is being stopped from outside: a hard limit, or a cancel.
         due_ms: Earliest start as epoch ms, its own or a limit's.
         asks: Whether limits have to be asked before it starts.
         waited: What a limit made it wait for (`Verdict`), or None.
         grant: What limits gave it, to be given back; None while none was asked.
+        overrun: Which limit it passed.
+        ran_s: For how long it had run then, in seconds.
+        cancelled_s: When it was asked to end because it was cancelled, on the monotonic clock; 0
+            when it was not.
+        forced: Whether TaskCancelled was raised in it, wherever it was.
     """
 
     __slots__ = (
         "asks",
+        "cancelled_s",
         "child",
         "counted",
         "delivery",
         "due_ms",
         "envelope",
+        "forced",
         "grant",
         "info",
         "limit_hit",
         "marked",
+        "overrun",
+        "ran_s",
         "seen_started",
         "since_s",
         "suspect",
@@ -76,6 +81,10 @@ class Held:
         self.due_ms = envelope.due_ms
         self.waited: Verdict | None = None
         self.grant: Release | None = None
+        self.overrun = ""
+        self.ran_s = 0.0
+        self.cancelled_s = 0.0
+        self.forced = False
 
     def item(self) -> tuple[Any, ...]:
         """Return what an executor gets: tag, queue, redelivered, message (a list there)."""
@@ -89,17 +98,6 @@ class Held:
         """Return the subject of an ending."""
         delivery = self.delivery
         return Case(delivery.message, self.envelope, self.info, delivery.queue, worker, results)
-
-    def overran(self, ran_s: float) -> bool:
-        """Return whether a run of so many seconds is to be stopped from outside.
-
-        At its deadline a task is asked to end (`SoftTimeLimitExceeded`); it has a moment for that.
-        """
-        limit_s = self.time_limit_s
-        if limit_s is not None and ran_s > limit_s:
-            return True
-        deadline_ms = self.envelope.deadline_ms
-        return deadline_ms > 0 and clock.now_ms() > deadline_ms + DEADLINE_GRACE_MS
 
     @property
     def time_limit_s(self) -> float | None:

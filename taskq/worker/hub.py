@@ -29,12 +29,14 @@ from taskq.worker.held import Held
 from taskq.worker.intake import Intake, Judged
 from taskq.worker.launcher import AnyLauncher
 from taskq.worker.manifest import Manifest
+from taskq.worker.overrun import unmarked
 from taskq.worker.pauses import PauseWatch
 from taskq.worker.pool import Pool, layout
 from taskq.worker.prefetch import Prefetch
 from taskq.worker.ready import Ready
 from taskq.worker.report import Reporting
 from taskq.worker.restarts import Restarts
+from taskq.worker.revoker import Revoker
 from taskq.worker.settle import Settler
 from taskq.worker.stats import Stats
 from taskq.worker.twins import RETURN_MS, Twins
@@ -44,7 +46,6 @@ from taskq.worker.window import Pace
 log = logging.getLogger("taskq.worker")
 
 _TICK_S = 0.05
-_STARTED_AFTER_S = 0.2
 
 
 class Hub:
@@ -54,6 +55,7 @@ class Hub:
         held: Deliveries in hand, by tag.
         intake: Those on their way to admission; limits attach to its `gates`.
         gates: Limits of rate and number, and the rest of flow control; None without a store.
+        revoker: Ends those that are cancelled meanwhile.
         ready: Those that may start, in order.
         unsettled: Endings handed to the settler and not settled yet.
         pauses: What is paused.
@@ -114,6 +116,7 @@ class Hub:
             self.settler.on_dead = DeadTeller(self._loop, self.pool)
         self.pauses = PauseWatch(self, store, self._loop)
         self.watchdog = Watchdog(self, broker, settings.watchdog_s)
+        self.revoker = Revoker(self, store, self._admission, settings.cancel_grace_s)
         self._ticker: asyncio.TimerHandle | None = None
         self._ticks = 0
 
@@ -250,7 +253,7 @@ class Hub:
         """Runs ended in an executor."""
         if self.quiet and self._restarts is not None:
             self._restarts.refund(outcomes)
-        self._settle(outcomes)
+        self.settle(outcomes)
         self.room()
         self._prefetch.adapt(self.quiet)
 
@@ -263,6 +266,7 @@ class Hub:
                 self.intake.add(self._twins.leave(held))
             else:
                 kept.append(held)
+        kept = self.revoker.unstarted(kept)
         if self.pauses.current:
             kept, paused = self.pauses.sort(kept)
             self._let_go(paused)
@@ -281,21 +285,23 @@ class Hub:
             self._give_back(batch)
             return
         detail = f"the executor was {detail}"
-        self._settle([(held, losses.worker_lost(self._case(held), detail)) for held in batch])
+        self.settle([(held, losses.worker_lost(self._case(held), detail)) for held in batch])
 
     def timed_out(self, held: Held) -> None:
         """A task passed its hard limit and was stopped."""
-        self._end(held, losses.timed_out(self._case(held), held.time_limit_s or 0.0))
+        self._end(held, losses.timed_out(self._case(held), held.overrun, held.ran_s))
 
     def _case(self, held: Held) -> endings.Case:
         return held.case(self.name, self._store is not None)
 
     def _end(self, held: Held, ending: Ending) -> None:
-        self._settle([(held, ending)])
+        self.settle([(held, ending)])
 
-    def _settle(self, outcomes: list[tuple[Held, Ending]]) -> None:
+    def settle(self, outcomes: list[tuple[Held, Ending]]) -> None:
+        """Hand endings over to the settler; nothing else lets go of a delivery."""
         if not outcomes:
             return
+        outcomes = self.revoker.ended(outcomes)
         batch = [held for held, _ in outcomes]
         for held, ending in outcomes:
             self.held.pop(held.tag, None)
@@ -310,12 +316,13 @@ class Hub:
         self.settler.put([(held.delivery.receipt, ending) for held, ending in outcomes])
 
     def _give_back(self, batch: list[Held]) -> None:
-        self._let_go([(held, Ending(endings.REQUEUED)) for held in batch])
+        # What is void was settled, or belongs to the broker again.
+        self._let_go([(held, Ending(endings.REQUEUED)) for held in batch if not held.void])
 
     def _let_go(self, outcomes: list[tuple[Held, Ending]]) -> None:
         if self._restarts is not None:
             self._restarts.refund(outcomes)
-        self._settle(outcomes)
+        self.settle(outcomes)
 
     def withhold(self) -> None:
         """Let go of what has not started and may not start now."""
@@ -347,6 +354,7 @@ class Hub:
         busy = bool(self.held)
         if busy:
             self.pool.tick()
+            self.revoker.tick()
             self._mark_started()
             self.reporting.running(self.pool.running())
             for held in self._twins.impatient():
@@ -363,13 +371,8 @@ class Hub:
         """Store STARTED for what runs long enough for anybody to ask; short tasks cost nothing."""
         if self._store is None:
             return
-        writes = []
-        for _, held, ran_s in self.pool.running():
-            if ran_s < _STARTED_AFTER_S or held.marked or held.info is None:
-                continue
-            held.marked = True
-            writes.append(endings.started(self._case(held)))
-        if writes:
+        found = unmarked(self.pool.running())
+        if writes := [endings.started(self._case(held)) for held in found]:
             self.settler.put([(None, Ending(outcome.STARTED, writes))])
 
     def stop_consuming(self) -> None:

@@ -16,6 +16,7 @@ from taskq.results.base import ResultStore
 from taskq.worker.admission import Admission
 from taskq.worker.endings import Ending
 from taskq.worker.held import Held
+from taskq.worker.revoker import look_up
 
 log = logging.getLogger("taskq.worker")
 
@@ -109,7 +110,13 @@ class Intake:
     def _fetch(self, batch: Sequence[Held]) -> Sequence[bytes | None]:
         if self._store is None:
             return [None] * len(batch)
-        return self._store.fetch([held.delivery.message.id for held in batch])
+        ids = [held.delivery.message.id for held in batch]
+        return look_up(self._store, self._admission.rules, ids)
+
+    def learn_cancels(self) -> None:
+        """Learn the cancel rules that are new, for a gate that gets the records itself."""
+        if self._store is not None:
+            look_up(self._store, self._admission.rules, ())
 
     def _judge(self, batch: Sequence[Held]) -> Judged:
         records = self.fetch(batch)

@@ -35,8 +35,8 @@ class Limiter(Protocol):
     def leave(self, tag: int) -> None:
         """Learn that it does so no longer."""
 
-    def interrupt(self, tags: set[int]) -> None:
-        """Raise Interrupted in the running tasks with these tags."""
+    def interrupt(self, tags: set[int], kind: type[BaseException] = Interrupted) -> None:
+        """Raise an exception in the running tasks with these tags."""
 
 
 class AlarmLimiter:
@@ -44,12 +44,12 @@ class AlarmLimiter:
 
     def __init__(self) -> None:
         self._tag = 0
-        self._interrupting = False
+        self._interruption: type[BaseException] | None = None
         signal.signal(signal.SIGALRM, self._on_alarm)
 
     def _on_alarm(self, _signal: int, _frame: FrameType | None) -> None:
-        if self._tag and self._interrupting:
-            raise Interrupted
+        if self._tag and self._interruption is not None:
+            raise self._interruption
         if self._tag:
             raise SoftTimeLimitExceeded("the task passed its soft time limit")
 
@@ -63,17 +63,17 @@ class AlarmLimiter:
 
     def enter(self, tag: int) -> None:
         """Remember what runs."""
-        self._interrupting = False
+        self._interruption = None
         self._tag = tag
 
     def leave(self, tag: int) -> None:
         """Forget it; an alarm from now on raises nothing."""
         self._tag = 0
 
-    def interrupt(self, tags: set[int]) -> None:
+    def interrupt(self, tags: set[int], kind: type[BaseException] = Interrupted) -> None:
         """Wake the main thread with the alarm."""
         if self._tag in tags:
-            self._interrupting = True
+            self._interruption = kind
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
 
 
@@ -131,13 +131,13 @@ class WatchdogLimiter:
         with self._lock:
             self._running.pop(tag, None)
 
-    def interrupt(self, tags: set[int]) -> None:
+    def interrupt(self, tags: set[int], kind: type[BaseException] = Interrupted) -> None:
         """Raise in the threads that run these tasks."""
         with self._lock:
             for tag in tags:
                 thread_id = self._running.get(tag)
                 if thread_id is not None:
-                    _raise_in(thread_id, Interrupted)
+                    _raise_in(thread_id, kind)
 
 
 def _raise_in(thread_id: int, kind: type[BaseException]) -> None:

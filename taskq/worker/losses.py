@@ -1,6 +1,6 @@
 """What it costs a task when what ran it is gone: killed, crashed, or stopped at its hard limit."""
 
-from taskq import clock, outcome
+from taskq import outcome
 from taskq.errors import RemoteError
 from taskq.worker import endings
 from taskq.worker.endings import Case, Ending
@@ -27,16 +27,14 @@ def hub_lost(case: Case) -> Ending:
     return endings.final(case, outcome.FAILURE, error, reason="worker_lost")
 
 
-def timed_out(case: Case, limit_s: float) -> Ending:
-    """End a run that was stopped at its hard limit in seconds, or some seconds after its deadline.
+def timed_out(case: Case, why: str, ran_s: float) -> Ending:
+    """End a run that was stopped at a limit.
 
     Args:
         case: The delivery.
-        limit_s: The hard limit; 0 for none.
+        why: Which limit, for the record and the dead letter.
+        ran_s: For how long it ran, in seconds.
     """
-    text = f"the task ran longer than {limit_s:g} s" if limit_s else "the task ran on and on"
-    if case.envelope.deadline_ms and clock.now_ms() >= case.envelope.deadline_ms:
-        text = "the task ran past its deadline"
-    error = RemoteError("taskq.errors", "TimeLimitExceeded", text)
+    error = RemoteError("taskq.errors", "TimeLimitExceeded", why)
     retryable = case.info is not None and case.info.retry_timeout
-    return endings.failed(case, error, retryable, us=max(1, int(limit_s * 1e6)))
+    return endings.failed(case, error, retryable, us=max(1, int(ran_s * 1e6)))

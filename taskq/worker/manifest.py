@@ -28,6 +28,7 @@ class TaskInfo:
         retry_timeout: Whether it retries a hard time limit.
         time_limit_s: Hard limit; None for none.
         soft_time_limit_s: Soft limit; None for none.
+        heartbeat_timeout_s: Longest time without a heartbeat; None for no limit.
         dead_letter: Whether a final failure leaves a dead letter.
         keep_value: Whether the value is kept.
         result_ttl_s: How long a success is kept.
@@ -44,6 +45,7 @@ class TaskInfo:
     retry_timeout: bool = True
     time_limit_s: float | None = None
     soft_time_limit_s: float | None = None
+    heartbeat_timeout_s: float | None = None
     dead_letter: bool = True
     keep_value: bool = True
     result_ttl_s: int = 86400
@@ -75,6 +77,7 @@ def task_info(spec: TaskSpec, settings: Settings, route: str = "") -> TaskInfo:
         retry_timeout=retry.retries(TimeLimitExceeded()),
         time_limit_s=spec.time_limit,
         soft_time_limit_s=spec.soft_time_limit,
+        heartbeat_timeout_s=spec.heartbeat_timeout_s,
         dead_letter=spec.dead_letter,
         keep_value=not spec.ignore_result,
         result_ttl_s=settings.result_ttl_s if spec.result_ttl is None else spec.result_ttl,

@@ -12,6 +12,7 @@ from taskq.worker.child import Child
 from taskq.worker.endings import Ending
 from taskq.worker.held import Held
 from taskq.worker.launcher import AnyLauncher, describe_status
+from taskq.worker.overrun import overrun
 from taskq.worker.ready import Ready
 from taskq.worker.window import Pace
 
@@ -20,6 +21,7 @@ log = logging.getLogger("taskq.worker.pool")
 _BUSY_S = 0.05
 _STATUS_WAIT_S = 0.5
 _QUARANTINE_S = 1.0
+_DEAF_S = 5.0
 _MAX_EARLY_DEATHS = 5
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -204,9 +206,8 @@ class Pool:
 
     def tick(self) -> None:
         """Enforce hard limits, take back hoarded work, replace large executors."""
-        for child, held, ran_s in self.running():
-            if not held.limit_hit and held.overran(ran_s):
-                self._hard_limit(child, held)
+        for child, held in list(overrun(self.children)):
+            self.stop_task(child, held)
         idle = self.idle_slots()
         for child in list(self.children):
             hoards = len(child.held) > child.count and self._oldest_s(child) > _BUSY_S
@@ -224,11 +225,17 @@ class Pool:
             if child.pid and not child.retiring and _rss_mb(child.pid) > limit_mb:
                 self.retire(child, "max_memory_per_child_mb")
 
-    def _hard_limit(self, child: Child, held: Held) -> None:
+    def stop_task(self, child: Child, held: Held) -> None:
+        """End a running task from outside; `PoolEvents.timed_out` follows.
+
+        Args:
+            child: The executor that runs it.
+            held: Its delivery.
+        """
         held.limit_hit = True
         if not child.pid:
             # Solo: nobody is left to end the task, so the process goes and the broker redelivers.
-            log.error("hard time limit in the solo pool task=%s", held.delivery.message.task)
+            log.error("%s, in the solo pool task=%s", held.overrun, held.delivery.message.task)
             os._exit(75)
         if self._settings.pool == "process":
             child.kill()
@@ -238,8 +245,19 @@ class Pool:
         child.quarantined.add(held.tag)
         child.cancel([held.tag])
         self._events.timed_out(held)
-        self.retire(child, "a task passed its hard limit")
+        self.retire(child, "a task was stopped")
         self._loop.call_later(_QUARANTINE_S, self._end, child)
+        child.ping()
+        self._loop.call_later(_DEAF_S, self._end_deaf, child)
+
+    def _end_deaf(self, child: Child) -> None:
+        """Kill an executor whose interpreter, or loop, the stopped task does not let go of.
+
+        Its neighbours would never go on there: they are lost, and tried again elsewhere.
+        """
+        if child.deaf and not child.dead:
+            log.warning("killing executor pid=%d why=a stopped task blocks it", child.pid)
+            child.kill()
 
     def retire(self, child: Child, why: str) -> None:
         """Replace an executor: it finishes what runs, the rest goes to others."""

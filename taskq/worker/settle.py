@@ -27,6 +27,7 @@ from taskq.results.base import (
     starts_of,
 )
 from taskq.worker import failpoints
+from taskq.worker.behind import cancelled_behind
 from taskq.worker.endings import MALFORMED, REQUEUED, Ending
 
 log = logging.getLogger("taskq.worker.settle")
@@ -157,6 +158,7 @@ class Settler:
             if ending.follow and id(ending) not in outdated
             for item in ending.follow
         ]
+        self._cancel_behind([e for _, e in batch if e.follow and id(e) in outdated])
         follow += self.events()
         if follow:
             self._publish(follow)
@@ -201,6 +203,16 @@ class Settler:
                 outdated.add(id(ending))
                 if not is_terminal(data) and stored[0] == ending.rank[0]:
                     taken_over.add(id(ending))
+
+    def _cancel_behind(self, outdated: list[Ending]) -> None:
+        """Cancel the steps behind runs that ended after their task was cancelled."""
+        store = self.store
+        if store is None or not outdated:
+            return
+        ids = [ending.writes[0].task_id for ending in outdated]
+        stored = self._insist("results store", lambda: store.fetch(ids))
+        gone = [e for e, data in zip(outdated, stored, strict=True) if data and data[:1] == b"C"]
+        self._store_writes([write for ending in gone for write in cancelled_behind(ending)])
 
     def _refund(self, keys: list[str]) -> None:
         """Take back the starts of what is given back; best effort, a start too many does little."""

@@ -9,7 +9,7 @@ from fleet import POOLS, Fleet, until
 from taskq import Signature, TaskCancelled, TaskExpired, chain, outcome
 from taskq.body import Embed, encode_call
 from taskq.brokers.base import Outgoing
-from taskq.canvas import new_id
+from taskq.ids import new_id
 from taskq.message import Message
 
 

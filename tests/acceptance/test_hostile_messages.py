@@ -12,8 +12,8 @@ from fleet import POOLS, Fleet, until
 
 from taskq import TaskFailed, outcome
 from taskq.brokers.base import Outgoing
-from taskq.canvas import new_id
 from taskq.codecs import dumps
+from taskq.ids import new_id
 from taskq.message import MAX_BODY_BYTES, Message
 
 BODY = dumps([[1, 2], {}, None])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from fleet import Fleet, until
 
-from taskq import SoftTimeLimitExceeded, TaskFailed, TimeLimitExceeded, outcome
+from taskq import SoftTimeLimitExceeded, TaskFailed, TimeLimitExceeded, WorkerLost, outcome
 
 SOFT = [
     *[("process", name) for name in ("soft_sleep", "soft_block", "soft_spin", "soft_async")],
@@ -108,15 +108,21 @@ def test_a_hard_limit_spares_the_neighbours(fleet: Fleet, pool: str) -> None:
 
 
 def test_a_hard_limit_in_solo_ends_the_process_for_its_supervisor(fleet: Fleet) -> None:
-    """Nobody is left inside to enforce it: exit 75 says "start me again"."""
+    """Nobody is left inside to enforce it: exit 75 says "start me again".
+
+    The start is an attempt, as whenever a worker goes down with a task.
+    """
     worker = fleet.start(pool="solo", env={"TASKQ_LEASE_S": "1"})
 
     handle = fleet.send("hard_sleep")
 
-    assert worker.wait(timeout_s=10) == 75
+    assert worker.wait(timeout_s=60) == 75
     fleet.start(slots=1, env={"TASKQ_LEASE_S": "1"})
-    with pytest.raises(TimeLimitExceeded):
-        handle.get(timeout=15)
+    with pytest.raises(WorkerLost):
+        handle.get(timeout=60)
+    (letter,) = fleet.until_letters(1, 60)
+    assert letter.story["reason"] == "worker_lost"
+    assert len(fleet.runs(handle.id)) == 1
 
 
 def test_a_call_may_bring_its_own_limits(fleet: Fleet) -> None:

@@ -105,7 +105,10 @@ def test_an_acl_user_with_the_documented_rights_can_do_everything(
     private_redis: RedisServer,
 ) -> None:
     """The docstring tells administrators what to grant."""
-    rights = "+get +mget +set +incr +expire +unlink +eval +evalsha +publish +subscribe +unsubscribe"
+    rights = (
+        "+get +mget +set +incrby +ttl +expire +pexpireat +unlink +zadd +zrem +zrevrange "
+        "+zrangebyscore +hgetall +hset +hdel +time +eval +evalsha +publish +subscribe +unsubscribe"
+    )
     private_redis.ctl(
         *["ACL", "SETUSER", "app", "on", ">pass", "~taskq:*", "&taskq:*", "+ping", "+select"],
         *rights.split(),
@@ -117,6 +120,9 @@ def test_an_acl_user_with_the_documented_rights_can_do_everything(
         store.watch("a", seen.append)
         assert store.store([success("a")]) == [True]
         assert store.count_starts(["a"], 60) == [1]
+        assert store.cancel(["a"], success("a").record, 60) == ["SUCCESS"]
+        store.add_rule(b"rule", 2**52)
+        assert [rule for _, rule in store.fetch_news(["a"], 0)[1]] == [b"rule"]
         wait_for(lambda: bool(seen), 5, "the call back")
         store.forget(["a"])
 

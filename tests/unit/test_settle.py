@@ -11,13 +11,14 @@ from processes import wait_for
 from taskq import clock, outcome
 from taskq.brokers import open_broker
 from taskq.brokers.base import Broker, BrokerOptions, Outgoing
-from taskq.canvas import new_id
+from taskq.canvas import next_outgoing
 from taskq.codecs import dumps
 from taskq.envelope import read_envelope
 from taskq.errors import PublishError, RemoteError, ResultsUnavailable
+from taskq.ids import new_id
 from taskq.message import Message
 from taskq.results import open_results
-from taskq.results.base import ResultStore, Write, decode_record
+from taskq.results.base import MAX_ATTEMPT, Record, ResultStore, Write, decode_record, encode_record
 from taskq.worker import endings
 from taskq.worker.endings import Case, Ending
 from taskq.worker.manifest import TaskInfo
@@ -289,3 +290,28 @@ def test_whatever_gathers_meanwhile_is_one_batch(journal: Journal, settler: Sett
     wait_for(lambda: len(journal.settled) == 6, 5, "all acknowledgements")
     together = "store " + " ".join(["SUCCESS"] * 5)
     assert journal.steps[3:] == [together, "stored", "ack"]
+
+
+@pytest.mark.parametrize("kind", ["success", "retry"])
+def test_a_run_that_ends_after_its_cancel_takes_its_chain_along(
+    journal: Journal, settler: Settler, kind: str
+) -> None:
+    """The hub had not heard of the cancel yet: nothing follows, and nobody waits for the steps."""
+    steps = [new_id(), new_id()]
+    wires = [{"task": "u", "args": [], "kwargs": {}, "options": {"task_id": i}} for i in steps]
+    embed = {"callbacks": None, "errbacks": None, "chain": wires[::-1], "chord": None}
+    of = case(embed=embed)
+    cancelled = Record(outcome.CANCELLED, MAX_ATTEMPT)
+    journal.kept.store([Write(of.message.id, encode_record(cancelled), 60)])
+    if kind == "success":
+        follow = next_outgoing(of.message, of.follows(), 1, "next", "root")
+        ending = endings.succeeded(of, dumps(1), follow, 5)
+    else:
+        ending = endings.failed(of, ERROR, True, us=5)
+        ending.rank = (0, 0)
+
+    settle(settler, journal, ending)
+
+    assert not [step for step in journal.steps if step.startswith("publish")]
+    found = journal.kept.fetch([of.message.id, *steps])
+    assert [data and decode_record(data).state for data in found] == [outcome.CANCELLED] * 3

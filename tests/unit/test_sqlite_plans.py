@@ -11,7 +11,7 @@ import pytest
 from taskq.brokers import sqlite_control, sqlite_rows
 from taskq.embedded import schema
 from taskq.results import sqlite as results
-from taskq.results import sqlite_watch
+from taskq.results import sqlite_cancels, sqlite_watch
 
 STATEMENTS = {
     "any ready": (sqlite_rows.ANY_READY, "messages_ready (queue=?)"),
@@ -37,6 +37,10 @@ STATEMENTS = {
     "dead page": (sqlite_rows.DEAD_PAGE, "messages_dead (queue=?"),
     "delete dead": (sqlite_rows.DELETE_DEAD, "INTEGER PRIMARY KEY (rowid=?)"),
     "requests": (sqlite_control.NEW_REQUESTS, "INTEGER PRIMARY KEY (rowid>?)"),
+    "cancel rules": (sqlite_cancels.RULES, "INTEGER PRIMARY KEY (rowid>?)"),
+    "ended rules": (sqlite_cancels.ENDED, "cancels_ends (ends_ms<?)"),
+    "stored": (sqlite_cancels.STORED, "sqlite_autoindex_records_1 (id=?)"),
+    "queued with due": (sqlite_cancels.QUEUED, "messages_id (id=?"),
     "heads": (results.HEADS, "sqlite_autoindex_records_1 (id=?)"),
     "fetch": (results.FETCH, "sqlite_autoindex_records_1 (id=?)"),
     "queued": (results.QUEUED, "messages_id (id=?"),

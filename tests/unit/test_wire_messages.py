@@ -23,7 +23,7 @@ from taskq import TaskQ, clock, codecs, message
 from taskq.body import Embed, decode_call, encode_call
 from taskq.envelope import read_envelope
 from taskq.errors import DecodeError, EncodeError, RemoteError
-from taskq.message import DEAD_PREFIX, DUE, FIRST, HISTORY, REPLAYS, Message
+from taskq.message import DEAD_PREFIX, DUE, FIRST, HISTORY, REPLAYS, SENT, Message
 from taskq.resend import REASONS, dead, retried, revived, strip_broker_headers
 from taskq.results.base import decode_record
 from taskq.worker.endings import Ending, unpack_follow
@@ -218,7 +218,7 @@ def test_a_dead_letter_tells_its_story_and_a_replay_forgets_it(
     assert (story["reason"], story["queue"], story["attempts"]) == (reason, "mail", 3)
     assert (story["type"], story["module"]) == ("ValueError", "builtins")
     assert len(story["message"]) <= 1000
-    assert again.headers == {**headers, REPLAYS: 2}
+    assert again.headers == {**headers, REPLAYS: 2, SENT: again.headers[SENT]}
     assert read_envelope(again).retries == 0
 
 
