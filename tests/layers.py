@@ -24,6 +24,7 @@ ROWS: dict[str, int] = {
     **dict.fromkeys(("worker", "worker.*", "scheduler", "scheduler.*", "dead", "dead.*"), 5),
     **dict.fromkeys(("doctor", "metrics", "testing", "loading"), 5),
     **dict.fromkeys(("torture", "torture.*"), 5),
+    **dict.fromkeys(("limits",), 5),
     **dict.fromkeys(("cli", "cli.*", "dashboard", "dashboard.*", "__main__"), 6),
 }
 """Each module's row; it imports its own row or a lower one. `x.*` stands for all below `x`."""

@@ -136,3 +136,15 @@ def delayed(as_json: bool) -> None:
         write_json(rows)
     else:
         table(("DUE WITHIN", "MESSAGES"), [(row["within"], row["messages"]) for row in rows])
+
+
+@inspect.command(examples="taskq inspect limits -A shop:app --json")
+@json_option
+def limits(as_json: bool) -> None:
+    """Show limits, claims and circuit breakers, as `taskq limits ls` does.
+
+    Asks the store that all workers share, no worker.
+    """
+    from taskq.cli.limits import show_limits
+
+    show_limits("", as_json)

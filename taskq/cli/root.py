@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "queues": ("taskq.cli.queues", "Look at queues, pause them, and empty them."),
     "tasks": ("taskq.cli.pauses:tasks", "Look at tasks, pause and resume them."),
     "dead": ("taskq.cli.dead", "Look after dead letters."),
+    "limits": ("taskq.cli.limits", "Look at limits and circuit breakers, and change them."),
     "inspect": ("taskq.cli.inspect", "Ask running workers."),
     "events": ("taskq.cli.events", "Look at lifecycle events: live, recorded, counted."),
     "history": ("taskq.cli.events:history", "Show the life of a task."),

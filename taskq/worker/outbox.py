@@ -50,7 +50,7 @@ def unpack_outcome(parts: Sequence[Any]) -> tuple[int, Ending]:
         else (),
         us,
         detail,
-        tripped,
+        tripped=tripped,
     )
 
 
