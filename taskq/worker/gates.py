@@ -15,7 +15,7 @@ from typing import Any, Final
 from taskq import clock, outcome
 from taskq.errors import ConfigError, RemoteError, ResultsUnavailable
 from taskq.flow.asks import DONE, DUPLICATE, GO, PASSED, SUPERSEDED, WAIT, Ask, Release, Verdict
-from taskq.flow.keys import cell_name, read_keys
+from taskq.flow.keys import cell_name, read_keys, split_cell
 from taskq.flow.store import FlowStore
 from taskq.flow.stores import open_flow
 from taskq.message import CLAIMED, DUE, KEYS, WAITED
@@ -287,7 +287,8 @@ class Gates:
         for given, change in zip(batch, self.store.release(batch), strict=True):
             if change and given.breaker is not None:
                 level = logging.WARNING if change == "opened" else logging.INFO
-                log.log(level, "circuit breaker %s cell=%s", change, given.breaker[0])
+                _kind, task, key = split_cell(given.breaker[0])
+                log.log(level, "circuit breaker %s task=%s key=%s", change, task, key or "-")
 
     def renew(self, in_hand: Collection[Held]) -> None:
         """Keep what the deliveries in hand hold, three times in a lease; called by the ticker."""

@@ -15,7 +15,15 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = ["quickstart.py", "retries.py", "delays.py", "async_tasks.py", "schedules.py"]
+EXAMPLES = [
+    "quickstart.py",
+    "retries.py",
+    "delays.py",
+    "async_tasks.py",
+    "schedules.py",
+    "limits.py",
+]
+SHOP = "shop/main.py"
 CHECKSUMS = "checksums/main.py"
 TIMEOUT_S = 150
 
@@ -58,6 +66,17 @@ def test_an_example_does_what_it_says(name: str, servers: Servers, tmp_path: Pat
     assert "Traceback" not in done.stderr
     assert "ERROR" not in done.stderr
     assert not list(tmp_path.iterdir()), "the example left something behind"
+
+
+@SERVERS
+def test_the_shop_takes_the_money_once(servers: Servers, tmp_path: Path) -> None:
+    """Schedules, limits, uniqueness and idempotency together; it checks its own database."""
+    done = run_example(SHOP, servers=servers, directory=tmp_path)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "24 clicks, 12 payments" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_example_fails_when_its_worker_cannot_start(tmp_path: Path) -> None:
