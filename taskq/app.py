@@ -19,6 +19,7 @@ from taskq.errors import ConfigError, PublishError
 from taskq.events.client import SentReport, Shortened
 from taskq.flow.sending import Claims, stamp
 from taskq.hooks import Hooks
+from taskq.messaging import Messaging
 from taskq.middleware import Middleware, compose_send
 from taskq.pauses import Pauses
 from taskq.pending import PendingMarks
@@ -30,6 +31,7 @@ from taskq.schedules.book import ScheduleBook
 from taskq.shared import make_current, shared_tasks
 from taskq.spec import TaskOptions
 from taskq.task import AsyncTask, BaseTask, Task, make_task
+from taskq.topics import Binding
 
 if TYPE_CHECKING:
     from taskq.brokers.spool import Spool
@@ -45,7 +47,7 @@ R = TypeVar("R")
 _batch: ContextVar[Batch | None] = ContextVar("taskq_batch", default=None)
 
 
-class TaskQ(CancelMethods, Hooks):
+class TaskQ(CancelMethods, Hooks, Messaging):
     """An app: declares tasks, sends them, and gives their results.
 
     Connections open on first use, so making one costs nothing.
@@ -99,6 +101,8 @@ class TaskQ(CancelMethods, Hooks):
         self._marks = PendingMarks()
         self._sent = SentReport(name, self.settings)
         self.schedules = ScheduleBook(self)
+        self._bindings: dict[str, Binding] = {}
+        self._subscribed: Broker | None = None
         make_current(self)
 
     def __repr__(self) -> str:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import asyncio
 
     from taskq.brokers.replay import Replay
+    from taskq.events.feed import EventFeed
+    from taskq.topics import Binding
 
 DEAD_QUEUE: Final = "taskq.dead"
 MIN_DELAY_MS: Final = 100
@@ -229,35 +231,6 @@ class Publishing(Protocol):
         """Do what `wait` does without blocking the caller's loop."""
 
 
-class EventFeed(ABC):
-    """Batches of events, in order; used by one thread.
-
-    Attributes:
-        active: Whether batches come here: the broker is there, and no reader of this name is first.
-        trouble: Why not, or empty.
-    """
-
-    active: bool
-    trouble: str
-
-    @abstractmethod
-    def get(self, timeout_s: float) -> list[tuple[Any, bytes]]:
-        """Return what has come, or what comes within the timeout: (receipt, body) of each batch.
-
-        Raises:
-            ConfigError: If the broker refuses for good.
-            BrokerUnavailable: If the embedded file cannot be read.
-        """
-
-    @abstractmethod
-    def ack(self, receipt: Any) -> None:
-        """Let go of a batch and of all before it: a named reader will not get them again."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Stop reading; what was not acknowledged comes again to the next reader of the name."""
-
-
 class Broker(ABC):
     """The sending and looking face of a broker; thread-safe, usable after a fork.
 
@@ -376,7 +349,24 @@ class Broker(ABC):
         """
 
     @abstractmethod
-    def events(self, name: str = "", prefetch: int = 100) -> EventFeed:
+    def bind(self, bindings: "Sequence[Binding]") -> None:
+        """Learn what subscribers' queues get; it is arranged whenever such a queue is declared."""
+
+    @abstractmethod
+    def request(self, item: Outgoing, timeout_s: float) -> bytes:
+        """Send a message and return the body of the answer that its receiver publishes.
+
+        Args:
+            item: The message; its `reply_to` is set here.
+            timeout_s: How long to wait, in seconds.
+
+        Raises:
+            TimeoutError: If no answer came in time.
+            BrokerUnavailable: If the broker cannot be reached, or was lost meanwhile.
+        """
+
+    @abstractmethod
+    def events(self, name: str = "", prefetch: int = 100) -> "EventFeed":
         """Read lifecycle events.
 
         Args:

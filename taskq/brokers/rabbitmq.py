@@ -31,11 +31,13 @@ from taskq.brokers.rabbitmq_declare import Declarer
 from taskq.brokers.rabbitmq_feed import RabbitFeed
 from taskq.brokers.rabbitmq_publisher import Publisher
 from taskq.brokers.rabbitmq_replay import RabbitReplay
+from taskq.brokers.rabbitmq_rpc import RpcClient
 from taskq.brokers.replay import Replay
 from taskq.brokers.shapes import HIGH_SUFFIX, check_queue_name
 from taskq.brokers.topology import Topology
 from taskq.errors import BrokerUnavailable, ConfigError
 from taskq.events.schema import EXCHANGE
+from taskq.topics import Binding
 
 T = TypeVar("T")
 ADMIN_TIMEOUT_S: Final = 15.0
@@ -74,6 +76,7 @@ class RabbitBroker(Broker):
         )
         self._warned: set[str] = set()
         self._publisher = self._new_publisher()
+        self._rpc = RpcClient(self._endpoints, self._declarer, self._topology, self._run)
         self._io = IoThread(f"{options.name}-io", self._after_fork, self._stop)
 
     def _new_publisher(self) -> Publisher:
@@ -82,9 +85,14 @@ class RabbitBroker(Broker):
 
     def _after_fork(self) -> None:
         self._publisher.after_fork()
+        self._rpc.after_fork()
 
     async def _stop(self) -> None:
+        await self._rpc.close()
         await self._publisher.close()
+
+    def _run(self, coroutine: Coroutine[Any, Any, T], timeout_s: float) -> T:
+        return self._io.run(coroutine, timeout_s)
 
     def _declarer(
         self, connection: Any, loop: asyncio.AbstractEventLoop, strict: bool = False
@@ -238,6 +246,14 @@ class RabbitBroker(Broker):
 
         answers: list[dict[str, Any]] = self._with_connection(work, timeout_s + ADMIN_TIMEOUT_S)
         return answers
+
+    def bind(self, bindings: Sequence[Binding]) -> None:
+        """See `Broker`."""
+        self._topology.bindings.update({binding.queue: binding for binding in bindings})
+
+    def request(self, item: Outgoing, timeout_s: float) -> bytes:
+        """See `Broker`."""
+        return self._rpc.request(item, timeout_s)
 
     def events(self, name: str = "", prefetch: int = 100) -> RabbitFeed:
         """See `Broker`."""

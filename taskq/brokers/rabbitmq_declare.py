@@ -18,6 +18,7 @@ from taskq.brokers.rabbitmq_batch import TOPIC
 from taskq.brokers.shapes import base_part, high_part
 from taskq.brokers.topology import Exchange, Queue, Topology, readable_mismatch
 from taskq.errors import ConfigError, TopologyMismatch
+from taskq.topics import TOPICS, Binding
 
 log = logging.getLogger("taskq.broker")
 
@@ -174,6 +175,22 @@ class Declarer:
             if refused.code != ACCESS_REFUSED:
                 raise
             self._warn(f"may not bind queue={item.name}, so it gets no delayed tasks: {refused}")
+        binding = self._topology.bindings.get(queue)
+        if binding is not None:
+            await self._subscribe(item.name, binding)
+
+    async def _subscribe(self, name: str, binding: Binding) -> None:
+        """Bind a subscriber's queue to what is published."""
+        topics = self._topology.topic_exchange(TOPICS)
+        await self._own(lambda: self._declare_exchange(topics))
+        if binding.headers is None:
+            await self._own(lambda: self.call("queue_bind", name, topics.name, binding.pattern))
+            return
+        matching = self._topology.headers_exchange()
+        await self._own(lambda: self._declare_exchange(matching))
+        await self._own(lambda: self.call("exchange_bind", matching.name, topics.name, "#"))
+        wanted = dict(binding.headers)
+        await self._own(lambda: self.call("queue_bind", name, matching.name, "", arguments=wanted))
 
     async def _sendable(self, name: str) -> str:
         """Make a queue usable, and return its name, or the queue's itself for its high part.

@@ -13,10 +13,10 @@ from taskq.brokers.amqp_connection import StockConnection
 from taskq.brokers.amqp_session import ChannelClosed, Session, close, connect, open_session
 from taskq.brokers.amqp_thread import IoThread
 from taskq.brokers.amqp_url import Endpoint
-from taskq.brokers.base import EventFeed
 from taskq.brokers.rabbitmq_declare import Declarer
 from taskq.brokers.topology import Topology
 from taskq.errors import BrokerError, ConfigError
+from taskq.events.feed import EventFeed
 
 MAX_BYTES: Final = 1 << 30
 """What a named reader's queue holds at most; beyond it the oldest batches are dropped."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from taskq import clock
-from taskq.brokers import sqlite_control, sqlite_dead, sqlite_rows
+from taskq.brokers import sqlite_control, sqlite_dead, sqlite_rows, sqlite_topics
 from taskq.brokers.base import (
     DEAD_QUEUE,
     Broker,
@@ -27,10 +27,12 @@ from taskq.brokers.sqlite_dead import translated
 from taskq.brokers.sqlite_events import SqliteFeed
 from taskq.brokers.sqlite_leases import living
 from taskq.brokers.sqlite_publish import Outbox
+from taskq.brokers.sqlite_rpc import RpcClient
 from taskq.embedded.database import open_database
 from taskq.embedded.location import parse_location
 from taskq.errors import ConfigError, PublishError
 from taskq.message import Message
+from taskq.topics import Binding
 
 _PURGE_ROWS: Final = 5000
 _PAGE_ROWS: Final = 1000
@@ -66,6 +68,7 @@ class SqliteBroker(Broker):
         self._database = open_database(location)
         self._outbox = Outbox(self._database, options)
         self._timeout_s = options.publish_timeout_s
+        self._rpc = RpcClient(self._database, self.publish, self._timeout_s)
         self._closed = False
 
     def submit(self, batch: Sequence[Outgoing], timeout_s: float) -> Publishing:
@@ -222,6 +225,16 @@ class SqliteBroker(Broker):
                 self._database, self.options.prefix, request, timeout_s, self._timeout_s
             )
 
+    def bind(self, bindings: Sequence[Binding]) -> None:
+        """Write what subscribers' queues get; see `Broker`."""
+        if bindings and self.options.declare == "create":
+            with translated(), self._database.writing(self._timeout_s) as connection:
+                sqlite_topics.bind(connection, self.options.prefix, bindings, clock.now_ms())
+
+    def request(self, item: Outgoing, timeout_s: float) -> bytes:
+        """Send a message and wait for its answer; see `Broker`."""
+        return self._rpc.request(item, timeout_s)
+
     def events(self, name: str = "", prefetch: int = 100) -> SqliteFeed:
         """Read lifecycle events; see `Broker`."""
         with translated():
@@ -237,6 +250,7 @@ class SqliteBroker(Broker):
         """End the sending thread and let go of the file; see `Broker`."""
         if not self._closed:
             self._closed = True
+            self._rpc.close()
             self._outbox.close()
             self._database.close()
 

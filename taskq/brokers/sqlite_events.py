@@ -12,10 +12,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from taskq import clock
-from taskq.brokers.base import EventFeed, Outgoing
+from taskq.brokers.base import Outgoing
 from taskq.embedded.database import Database
 from taskq.embedded.faults import Trouble
 from taskq.errors import BrokerUnavailable
+from taskq.events.feed import EventFeed
 
 KEEP_MS: Final = 7 * 86_400_000
 """How long batches are kept, in milliseconds."""

@@ -8,13 +8,15 @@ from sqlite3 import Connection
 from typing import Any, Final
 
 from taskq import clock
-from taskq.brokers import sqlite_events, sqlite_rows
+from taskq.brokers import sqlite_events, sqlite_rows, sqlite_rpc, sqlite_topics
 from taskq.brokers.base import DEAD_QUEUE, BrokerOptions, Outgoing
 from taskq.embedded.database import Database
 from taskq.embedded.faults import Trouble
 from taskq.embedded.forks import tell_of_forks
 from taskq.embedded.schema import DEAD, DELAYED, READY
 from taskq.errors import PublishError, TaskqError
+from taskq.events.schema import EXCHANGE
+from taskq.topics import TOPICS
 
 _REASONS: Final = {"full": "refused", "read-only": "refused", "damaged": "refused"}
 _BATCHES_PER_COMMIT: Final = 64
@@ -176,9 +178,11 @@ class Outbox:
         rows = [self.row(item, now_ms) for item in items]
         # Reports that nobody waits for need no wait for the disk.
         durable = bool(items) or self._options.durable_events
+        durable = durable or any(item.queue == TOPICS for item in topics)
         with self._database.writing(max(0.0, timeout_s), durable=durable) as connection:
             if topics:
-                sqlite_events.store(connection, self._options.prefix, topics, now_ms)
+                copies = self._spread(connection, topics, now_ms)
+                rows += [self.row(item, now_ms) for item in copies]
             missing = self.declare_for(connection, items, now_ms)
             if missing:
                 rows = [row for row in rows if row[0] not in missing]
@@ -187,6 +191,18 @@ class Outbox:
                 dead = self._options.prefix + DEAD_QUEUE
                 connection.execute(sqlite_rows.PRUNE_DEAD, (dead, now_ms))
         return [[self._verdict(item, missing) for item in send.batch] for send in sends]
+
+    def _spread(
+        self, connection: Connection, topics: Sequence[Outgoing], now_ms: int
+    ) -> list[Outgoing]:
+        """Store events and answers; return the copies for subscribers of what was published."""
+        prefix = self._options.prefix
+        if events := [item for item in topics if item.queue == EXCHANGE]:
+            sqlite_events.store(connection, prefix, events, now_ms)
+        if answers := [item for item in topics if not item.queue]:
+            sqlite_rpc.store(connection, answers, now_ms)
+        published = [item for item in topics if item.queue == TOPICS]
+        return sqlite_topics.routed(connection, prefix, published) if published else []
 
     def declare_for(
         self, connection: Connection, items: Sequence[Outgoing], now_ms: int

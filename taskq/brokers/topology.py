@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 
 from taskq.brokers.base import DEAD_QUEUE, MIN_DELAY_MS
 from taskq.brokers.shapes import QueueShape, goes_high, high_part, parse_shard
+from taskq.topics import AWAY_MS, HEADERS, Binding
 
 DELIVERY_LIMIT: Final = 1000
 """Backstop of work queues; the count includes prefetched messages that never started."""
@@ -79,6 +80,7 @@ class Topology:
 
     Attributes:
         prefix: Put before every name.
+        bindings: What queues of subscribers get, by queue.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Topology:
         self._dead_ttl_s = dead_ttl_s
         self._layout = layout
         self._shapes = {shape.name: shape for shape in queues}
+        self.bindings: dict[str, Binding] = {}
 
     @property
     def due(self) -> str:
@@ -161,6 +164,10 @@ class Topology:
         """Exchange of events, or of what is published; `exchange` is its name without prefix."""
         return Exchange(self.prefix + exchange, "topic", {})
 
+    def headers_exchange(self) -> Exchange:
+        """Exchange that matches headers of what is published."""
+        return Exchange(self.prefix + HEADERS, "headers", {})
+
     def event_queue(self, queue: str, exchange: str, max_bytes: int) -> Queue:
         """Durable queue of one reader of events; of several processes one reads at a time.
 
@@ -220,6 +227,10 @@ class Topology:
     def work_queue(self, queue: str) -> Queue:
         """Queue of tasks; bound to `taskq.due`, where delays end."""
         name = self.on_broker(queue)
+        binding = self.bindings.get(queue)
+        if binding is not None and binding.broadcast:
+            gone = {"x-expires": AWAY_MS, "x-dead-letter-exchange": self.dead}
+            return Queue(name, {"x-queue-type": "classic", **gone}, self.due, name)
         return Queue(name, self._work_arguments(queue), self.due, name)
 
     def _work_arguments(self, queue: str) -> Arguments:

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import msgpack
 
-from taskq.brokers.base import EventFeed
 from taskq.errors import ConfigError, DecodeError
+from taskq.events.feed import EventFeed
 from taskq.events.schema import Event, read_batch
 
 MAX_AGE_S: Final = 30 * 86_400.0

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from taskq.brokers.base import Broker, EventFeed
+from taskq.brokers.base import Broker
 from taskq.errors import BrokerUnavailable, ConfigError, DecodeError
 from taskq.events.bus import Recorder
+from taskq.events.feed import EventFeed
 from taskq.events.schema import TASK_STATES, Event, read_batch
 from taskq.events.watermark import Watermark
 

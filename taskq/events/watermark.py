@@ -39,6 +39,8 @@ class Watermark:
         # A source that was not seen before may have begun before this watermark.
         if contiguous and last is not None:
             self.gaps += sequence - last - 1
+        # Put last, so that the order of the map is that of the last signs of life.
+        self.seen.pop(source, None)
         self.seen[source] = sequence
         return True
 

@@ -7,6 +7,7 @@ from taskq.envelope import Envelope, read_envelope
 from taskq.errors import DecodeError
 from taskq.message import Message
 from taskq.results.base import MAX_ATTEMPT, MAX_STARTS, attempt_of, decode_record, is_terminal
+from taskq.topics import PUBLISHED, QUEUE_PREFIX
 from taskq.worker import endings, losses
 from taskq.worker.endings import Case, Ending
 from taskq.worker.held import Held
@@ -26,6 +27,7 @@ class Admission:
 
     def __init__(self, manifest: Manifest, worker: str, results: bool) -> None:
         self._tasks = manifest.tasks
+        self._subscribers = {binding.queue: binding.task for binding in manifest.bindings}
         self._park_s = manifest.settings.unknown_max_age_s
         self._worker = worker
         self._results = results
@@ -45,6 +47,8 @@ class Admission:
         """
         self._tag += 1
         message = delivery.message
+        if message.task == PUBLISHED:
+            message = delivery.message = self._addressed(delivery)
         info = self._tasks.get(message.task)
         error = delivery.error
         envelope = _NO_HEADERS
@@ -62,6 +66,19 @@ class Admission:
             case = held.case(self._worker, self._results)
             return held, endings.parked(case, self._park_s)
         return held, None
+
+    def _addressed(self, delivery: Delivery) -> Message:
+        """Return a published message as the task of the queue's subscriber, with an id of its own.
+
+        All subscribers get the same message; of each one's run there is a record.
+        """
+        message = delivery.message
+        task = self._subscribers.get(delivery.queue)
+        if task is None:
+            return message
+        # The queue, not the task: workers' copies of a broadcast are no duplicates of each other.
+        own = f"{message.id}:{delivery.queue.removeprefix(QUEUE_PREFIX)}"
+        return message._replace(task=task, id=own, correlation_id="")
 
     def judge(self, held: Held, data: bytes | None) -> Ending | None:
         """Hold a delivery against what is stored of its task.

@@ -21,6 +21,7 @@ from taskq.flow.asks import Release
 from taskq.message import FIRST, KEYS, UNKNOWN_SINCE, Message
 from taskq.resend import dead, retried, strip_broker_headers
 from taskq.results.base import Record, Write, decode_record, encode_record, encode_success
+from taskq.worker.answers import answer
 from taskq.worker.manifest import TaskInfo
 
 IGNORED = "IGNORED"
@@ -99,7 +100,10 @@ def pack_follow(follow: Sequence[Outgoing]) -> bytes | None:
     if not follow:
         return None
     packed: bytes = msgpack.packb(
-        [(item.queue, item.message.to_list(), item.due_ms, item.dead) for item in follow]
+        [
+            (item.queue, item.message.to_list(), item.due_ms, item.dead, item.topic)
+            for item in follow
+        ]
     )
     return packed
 
@@ -107,7 +111,11 @@ def pack_follow(follow: Sequence[Outgoing]) -> bytes | None:
 def unpack_follow(data: bytes) -> list[Outgoing]:
     """Read `pack_follow`'s form."""
     items: list[Any] = msgpack.unpackb(data, strict_map_key=False)
-    return [Outgoing(q, Message.from_list(parts), due, gone) for q, parts, due, gone in items]
+    return [
+        # Records of an older worker have four parts.
+        Outgoing(q, Message.from_list(parts), due, gone, *topic)
+        for q, parts, due, gone, *topic in items
+    ]
 
 
 def started(case: Case) -> Write:
@@ -235,6 +243,7 @@ def final(
         # A hostile errback must not keep its task from ending.
         with contextlib.suppress(DecodeError, EncodeError):
             follow += errback_outgoing(message, embed, case.queue, root_id)
+    follow += answer(message, state, error=error)
     writes: list[Write] = []
     if case.results and message.id:
         ids = [message.id, *step_ids(embed)]

@@ -79,7 +79,7 @@ class Hub:
     ) -> None:
         self.name = name
         self.settings = settings
-        self.manifest = manifest
+        self.manifest = manifest = manifest.of_worker(name, broker)
         self.queues = settings.queues or manifest.queues()
         self.held: dict[int, Held] = {}
         self.ready = Ready(manifest.settings.priority_aging)

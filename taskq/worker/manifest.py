@@ -4,14 +4,16 @@ The process that imports the app sends this over once; no user code ever runs in
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from taskq.app import TaskQ
+from taskq.brokers.base import Broker
 from taskq.config import Settings
 from taskq.errors import TimeLimitExceeded, WorkerLost
 from taskq.retry import Jitter, RetryPolicy
 from taskq.spec import TaskSpec
+from taskq.topics import Binding
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +97,14 @@ class Manifest:
         settings: Its settings.
         tasks: Declarations by task name.
         tells_dead: Whether somebody listens for dead letters.
+        bindings: What subscribers' queues get.
     """
 
     app: str
     settings: Settings
     tasks: Mapping[str, TaskInfo]
     tells_dead: bool = False
+    bindings: tuple[Binding, ...] = ()
 
     def queues(self) -> tuple[str, ...]:
         """Return the queues to consume by default: `default`'s, then those of the tasks."""
@@ -108,9 +112,22 @@ class Manifest:
         found.update(dict.fromkeys(sorted(info.queue for info in self.tasks.values())))
         return tuple(found)
 
+    def of_worker(self, worker: str, broker: Broker) -> "Manifest":
+        """Return the manifest as one worker has it, and tell the broker what subscribers get.
+
+        Queues of broadcasts bear the worker's name.
+        """
+        bindings = tuple(binding.of_worker(worker) for binding in self.bindings)
+        broker.bind(bindings)
+        tasks = dict(self.tasks)
+        for binding in bindings:
+            tasks[binding.task] = replace(tasks[binding.task], queue=binding.queue)
+        return replace(self, tasks=tasks, bindings=bindings)
+
     def to_wire(self) -> dict[str, Any]:
         """Return plain data for msgpack."""
         return {
+            "bindings": [binding.to_list() for binding in self.bindings],
             "app": self.app,
             "settings": asdict(self.settings),
             "tasks": {name: asdict(info) for name, info in self.tasks.items()},
@@ -128,7 +145,8 @@ class Manifest:
             name: TaskInfo(**{**info, "backoff": tuple(info["backoff"])})
             for name, info in wire["tasks"].items()
         }
-        return cls(wire["app"], Settings(**settings), tasks, wire["tells_dead"])
+        bindings = tuple(Binding(*parts) for parts in wire["bindings"])
+        return cls(wire["app"], Settings(**settings), tasks, wire["tells_dead"], bindings)
 
 
 def make_manifest(app: TaskQ) -> Manifest:
@@ -137,4 +155,5 @@ def make_manifest(app: TaskQ) -> Manifest:
         name: task_info(task.spec, app.settings, app.routes.queue_of(name))
         for name, task in app.tasks.items()
     }
-    return Manifest(app.name, app.settings, tasks, app.has_listeners("dead_letter"))
+    listens = app.has_listeners("dead_letter")
+    return Manifest(app.name, app.settings, tasks, listens, app.bindings)

@@ -35,7 +35,7 @@ def pack_outcome(tag: int, ending: Ending) -> tuple[Any, ...]:
     writes = [(w.task_id, w.record, w.ttl_s) for w in ending.writes] if ending.writes else None
     follow = None
     if ending.follow:
-        follow = [(o.queue, o.message, o.due_ms, o.dead) for o in ending.follow]
+        follow = [(o.queue, o.message, o.due_ms, o.dead, o.topic) for o in ending.follow]
     return tag, ending.code, ending.runtime_us, writes, follow, ending.detail, ending.tripped
 
 
@@ -45,7 +45,7 @@ def unpack_outcome(parts: Sequence[Any]) -> tuple[int, Ending]:
     return tag, Ending(
         code,
         [Write(*write) for write in writes] if writes else (),
-        [Outgoing(q, Message.from_list(m), due, gone) for q, m, due, gone in follow]
+        [Outgoing(q, Message.from_list(m), due, gone, to) for q, m, due, gone, to in follow]
         if follow
         else (),
         us,

@@ -26,6 +26,7 @@ from taskq.message import Message
 from taskq.request import Request, current
 from taskq.retry import retry_after_s
 from taskq.worker import endings
+from taskq.worker.answers import answer
 from taskq.worker.endings import Case, Ending
 from taskq.worker.limits import Interrupted
 from taskq.worker.registry import Registry, Runnable
@@ -169,15 +170,19 @@ class Runner:
     def _succeed(self, job: Job, value: Any, us: int) -> Ending:
         case = job.case
         info = job.runnable.info
+        asked = case.message.reply_to
         keep = case.results and info.keep_value and not case.envelope.ignore_result
         encoded = None
-        if keep:
+        if keep or asked:
             encoded = _NIL if value is None else codecs.dumps(value)
         embed = job.call.embed
         follow = []
         if embed.chain or embed.callbacks:
             root_id = job.request.root_id
             follow = next_outgoing(case.message, embed, value, case.queue, root_id)
+        if asked:
+            follow += answer(case.message, outcome.SUCCESS, encoded)
+            encoded = encoded if keep else None
         if self._on_success:
             self._registry.hooks.emit("task_success", job.request, value)
         return endings.succeeded(case, encoded, follow, us)

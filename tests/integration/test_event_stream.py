@@ -12,8 +12,8 @@ import pytest
 from processes import wait_for
 
 from taskq import RetryPolicy, TaskQ
-from taskq.brokers.base import EventFeed
 from taskq.events import Event, Watermark, read_batch, to_cloudevent
+from taskq.events.feed import EventFeed
 from taskq.events.schema import load_schema
 from taskq.testing import running_worker
 

@@ -39,7 +39,11 @@ def test_an_ending_survives_the_frame() -> None:
     ending = Ending(
         outcome.RETRY,
         [Write("1", b"record", 60)],
-        [Outgoing("q", message, 5), Outgoing("q", message, dead=True)],
+        [
+            Outgoing("q", message, 5),
+            Outgoing("q", message, dead=True),
+            Outgoing("", message, topic="a"),
+        ],
         12,
         "why",
     )

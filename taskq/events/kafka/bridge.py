@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from taskq.brokers.base import EventFeed
 from taskq.errors import BrokerUnavailable, ConfigError, DecodeError
+from taskq.events.feed import EventFeed
 from taskq.events.kafka.client import KafkaError, load_client, make, masked
 from taskq.events.kafka.topics import DEAD, Topics
 from taskq.events.schema import CONTENT_TYPE, PREFIX, Event, read_batch, to_cloudevent
@@ -105,6 +105,7 @@ class Bridge:
         self._errors = (load_client().KafkaException, SystemError)
         self._producer = make("Producer", self._properties)
         self._batches: deque[Batch] = deque()
+        self._inbox: deque[tuple[Any, bytes]] = deque()
         self._failure: Exception | None = None
         self._reported_s = time.monotonic()
         self._warned_s = -_WARN_EVERY_S
@@ -135,12 +136,14 @@ class Bridge:
 
     def turn(self) -> None:
         """Read what has come, hand it to the producer, acknowledge what Kafka reported."""
-        if self.in_flight >= MAX_IN_FLIGHT:
-            self._poll(_IDLE_S)
-        else:
-            for receipt, body in self._read():
-                self._carry(receipt, body)
-        self._poll(0)
+        if self.in_flight < MAX_IN_FLIGHT and not self._inbox:
+            self._inbox.extend(self._read())
+        carried = False
+        while self._inbox and self.in_flight < MAX_IN_FLIGHT:
+            self._carry(*self._inbox.popleft())
+            carried = True
+        # With nothing to carry it waits for a report, which ends the wait; it must not spin.
+        self._poll(_IDLE_S if self.in_flight and not carried else 0)
         self._acknowledge()
 
     def _read(self) -> list[tuple[Any, bytes]]:
