@@ -1,6 +1,7 @@
 """Brokers by URL; a driver is imported when its URL is opened."""
 
 import importlib
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -15,6 +16,7 @@ _DRIVERS: Final = {
     "sqlite": ("taskq.brokers.sqlite", "SqliteBroker"),
     "memory": ("taskq.brokers.memory", "MemoryBroker"),
 }
+_PREFIX: Final = re.compile(r"[A-Za-z0-9_.:-]{1,50}")
 _PACKAGES: Final = {"pika": "pika>=1.3,<1.5", "msgpack": "msgpack>=1.1"}
 
 
@@ -50,7 +52,8 @@ def open_broker(url: str, options: BrokerOptions) -> Broker:
         options: What the broker needs to know of the app's settings.
 
     Raises:
-        ConfigError: For an unknown scheme, a URL that cannot be read, or a missing driver.
+        ConfigError: For an unknown scheme, a URL that cannot be read, a missing driver, or a prefix
+            that cannot begin a queue's name.
     """
     scheme, colon, _ = url.partition("://")
     driver = _DRIVERS.get(scheme.lower())
@@ -60,6 +63,11 @@ def open_broker(url: str, options: BrokerOptions) -> Broker:
         raise ConfigError(
             f"the broker URL has {shown}; use one of {', '.join(f'{s}://' for s in _DRIVERS)}"
             + (nearest(scheme.lower(), _DRIVERS) if colon else "")
+        )
+    if options.prefix and not _PREFIX.fullmatch(options.prefix):
+        raise ConfigError(
+            f"prefix {options.prefix!r} is not usable; "
+            "use up to 50 letters, digits or any of _ . : -"
         )
     module, name = driver
     try:

@@ -33,7 +33,7 @@ from taskq.brokers.rabbitmq_publisher import Publisher
 from taskq.brokers.rabbitmq_replay import RabbitReplay
 from taskq.brokers.rabbitmq_rpc import RpcClient
 from taskq.brokers.replay import Replay
-from taskq.brokers.shapes import HIGH_SUFFIX, check_queue_name
+from taskq.brokers.shapes import check_queue_name
 from taskq.brokers.topology import Topology
 from taskq.errors import BrokerUnavailable, ConfigError
 from taskq.events.schema import EXCHANGE
@@ -127,11 +127,11 @@ class RabbitBroker(Broker):
         """See `Broker`.
 
         Raises:
-            ConfigError: For the name of a queue's high part, which is consumed with its queue.
+            ConfigError: For a name that cannot be used, such as that of a queue's high part, which
+                is consumed with its queue.
         """
         for queue in queues:
-            if queue.endswith(HIGH_SUFFIX):
-                check_queue_name(queue)
+            check_queue_name(queue)
         return RabbitConsumer(
             self._endpoints,
             self._topology,
@@ -170,8 +170,12 @@ class RabbitBroker(Broker):
         return self._io.run(run(), timeout_s)
 
     def declare(self, queues: Iterable[str]) -> None:
-        """See `Broker`."""
-        names = list(queues)
+        """See `Broker`.
+
+        Raises:
+            ConfigError: For a name that cannot be used.
+        """
+        names = [check_queue_name(queue) for queue in queues]
 
         async def work(connection: Any, loop: asyncio.AbstractEventLoop) -> None:
             declarer = self._declarer(connection, loop, strict=True)

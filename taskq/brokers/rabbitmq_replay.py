@@ -91,6 +91,7 @@ class RabbitReplay(Replay):
         self._arrived: deque[tuple[int, str]] = deque()
         self._waiting = 0
         self._next_tag = 1
+        self._split: set[str] = set()
         self._open: set[int] = set()
         self._refused: set[int] = set()
         self._change = asyncio.Event()
@@ -170,7 +171,8 @@ class RabbitReplay(Replay):
         for queue in self._queues:
             if not self._create:
                 await self._must_exist(declarer, queue)
-            await declarer.work_queue(queue)
+            if len(await declarer.parts(queue)) > 1:
+                self._split.add(queue)
         await declarer.replay()
 
     async def _must_exist(self, declarer: Declarer, queue: str) -> None:
@@ -250,7 +252,10 @@ class RabbitReplay(Replay):
             except (EncodeError, UnicodeEncodeError) as error:
                 errors[index] = PublishError(one.message.id, "refused", str(error))
                 continue
-            ready.append((index, self._topology.on_broker(one.queue), raw, one.message.body))
+            queue = one.queue
+            if queue in self._split:
+                queue = self._topology.part_for(queue, one.message.priority)
+            ready.append((index, self._topology.on_broker(queue), raw, one.message.body))
         for index, reason in self._io.run(self._publish(ready), _STEP_TIMEOUT_S).items():
             detail = "RabbitMQ did not confirm; the letter is kept, or sent by the next replay"
             errors[index] = PublishError(batch[index].message.id, reason, detail)

@@ -9,6 +9,7 @@ from typing import Any, Final
 from taskq import clock
 from taskq.body import Call, decode_call
 from taskq.brokers.base import DEAD_QUEUE, Delivery
+from taskq.brokers.shapes import base_part
 from taskq.errors import DecodeError
 from taskq.message import DEAD_PREFIX, HISTORY, REPLAY, REPLAYS, Message
 from taskq.plain import plain
@@ -191,7 +192,7 @@ def read_letter(delivery: Delivery, prefix: str = "") -> DeadLetter:
     reason = _text(headers, "reason")
     worker, queue = _text(headers, "worker"), _text(headers, "queue")
     if not worker:
-        queue = queue.removeprefix(prefix)
+        queue = base_part(queue.removeprefix(prefix))
     error = delivery.error
     return DeadLetter(
         id=message.id or _made_up_id(message),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from broker_helpers import ids, letters, ready, settle, wait_ready
 from embedded_helpers import consuming
+from processes import wait_for
 
 from taskq import resend
 from taskq.brokers import rabbitmq_dead, rabbitmq_replay
@@ -58,6 +59,23 @@ def test_letters_go_back_to_their_queue_each_once(broker: Broker) -> None:
     assert found[0].message.body == sent[0].message.body
     assert found[0].message.headers == {"taskq-replays": 1, REPLAY: f"j/{wanted[0]}"}
     wait_ready(broker, 1, DEAD_QUEUE)
+
+
+def test_an_urgent_letter_goes_where_urgent_messages_go(broker: Broker) -> None:
+    """A replay that made it one of many would let it wait behind them."""
+    broker.declare(["q"])
+    letters(broker, 1)
+    (urgent,) = [one.message._replace(priority=9) for one in letters(broker, 1)]
+    assert broker.publish([Outgoing("q", urgent._replace(id="urgent"), dead=True)], 10) == [None]
+    wait_ready(broker, 3, DEAD_QUEUE)
+    dead = DeadLetters(broker)
+
+    assert len(dead.replay(dead.choose())) == 3
+
+    wait_ready(broker, 3)
+    with consuming(broker, ["q"], prefetch=1) as hub:
+        # Nothing is settled, so what stands behind another message does not come.
+        wait_for(lambda: "urgent" in ids(hub.got), 60, "the urgent message")
 
 
 def test_no_more_than_the_limit_leave_the_dead_letters(broker: Broker) -> None:

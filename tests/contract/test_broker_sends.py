@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -207,3 +208,19 @@ def test_only_looking_creates_no_queue(broker_factory: BrokerFactory) -> None:
     assert isinstance(error, PublishError)
     assert error.reason == "unroutable"
     assert broker_factory().depths(["q"])["q"] is None
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "x" * 201, "\u00fcml\u00e4ut"])
+def test_a_worker_of_a_queue_that_cannot_be_is_refused(broker: Broker, name: str) -> None:
+    """`-Q 'mail, bulk'` would wait for ever on a queue that nobody can send to."""
+    with pytest.raises(ConfigError, match="queue name"):
+        broker.declare([name])
+    with pytest.raises(ConfigError, match="queue name"), closing(asyncio.new_event_loop()) as loop:
+        broker.consumer([name], 1, None, loop)  # type: ignore[arg-type]
+
+
+def test_a_prefix_that_cannot_begin_a_name_is_refused(broker_factory: BrokerFactory) -> None:
+    """Every queue of the app would be one that cannot be."""
+    for prefix in ("a b", "a/", "x" * 51):
+        with pytest.raises(ConfigError, match="prefix"):
+            broker_factory(prefix=prefix)

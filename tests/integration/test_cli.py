@@ -292,6 +292,7 @@ def test_unknown_ids_and_disabled_results_exit_with_1(user: User) -> None:
         ({}, ["worker", "-A", "nothere:app"], 78, "nothere"),
         ({}, ["worker", "-A", "shop:app", "--profile", "missing.py"], 78, "missing.py"),
         ({}, ["worker", "-A", "shop:app", "--prefetch", "lots"], 78, "prefetch"),
+        ({"TASKQ_PREFIX": "a b"}, ["call", "a"], 78, "prefix 'a b'"),
         ({}, ["inspect", "ping", "--timeout", "0.2"], 69, "no worker"),
     ],
 )
@@ -310,6 +311,13 @@ def test_errors_are_one_line_with_their_exit_code(
     assert hint in error[0]
     assert done.stdout == ""
     assert time.monotonic() - began < 15
+
+
+def test_a_worker_of_a_queue_that_cannot_be_does_not_start(user: User) -> None:
+    """It would look well, and wait for ever."""
+    done = user.run("worker", "-A", "shop:app", "-Q", "a b", code=78)
+
+    assert "queue name 'a b' is not usable" in done.stderr
 
 
 @pytest.mark.parametrize("command", [["worker"], ["worker", "-P", "solo"], ["queues", "ls"]])
