@@ -17,11 +17,13 @@ class Admitted:
         records: Stored records of all ids, in order; None where there is none.
         verdicts: One for each ask.
         done: For a verdict DONE the record of the run that succeeded, where it is still kept.
+        news: Cancel rules after the one that was named, as `ResultStore.fetch_news` gives them.
     """
 
     records: list[bytes | None]
     verdicts: list[Verdict]
     done: list[bytes | None]
+    news: list[tuple[int, bytes]]
 
 
 class FlowStore(ABC):
@@ -32,12 +34,15 @@ class FlowStore(ABC):
     """
 
     @abstractmethod
-    def admit(self, ids: Sequence[str], asks: Sequence[tuple[int, Ask]]) -> Admitted:
+    def admit(
+        self, ids: Sequence[str], asks: Sequence[tuple[int, Ask]], after: int = 0
+    ) -> Admitted:
         """Fetch the records of a batch and decide on those of its messages that have limits.
 
         Args:
             ids: Task ids of the whole batch.
             asks: Pairs (index into `ids`, ask), in the order in which they are decided.
+            after: Number of the newest cancel rule that the caller knows.
         """
 
     @abstractmethod

@@ -128,11 +128,14 @@ class RedisResults(ResultStore):
         self, task_ids: Sequence[str], after: int
     ) -> tuple[list[bytes | None], list[tuple[int, bytes]]]:
         """Return records and new cancel rules in one round trip; see `ResultStore`."""
-        news = ("ZRANGEBYSCORE", self._rules_keys[0], f"({after}", "+inf", "LIMIT", 0, MAX_NEWS)
+        news = self._news(after)
         requests = [("MGET", *keys) for keys in _slices(self._keys(task_ids))]
         *replies, rules = self._call(lambda again: [*requests, news])
         records = [record for reply in replies for record in reply]
-        return records, [(int(rule[:16]), rule[16:]) for rule in rules]
+        return records, _rules(rules)
+
+    def _news(self, after: int) -> _Request:
+        return "ZRANGEBYSCORE", self._rules_keys[0], f"({after}", "+inf", "LIMIT", 0, MAX_NEWS
 
     def add_rule(self, rule: bytes, ends_ms: int) -> None:
         """Keep a cancel rule; see `ResultStore`."""
@@ -246,15 +249,31 @@ class RedisResults(ResultStore):
     def _keys(self, task_ids: Sequence[str]) -> list[str]:
         return [self._result_prefix + task_id for task_id in task_ids]
 
+    def run_with_news(
+        self, script: Script, parts: Sequence[tuple[list[str], list[Any]]], after: int
+    ) -> tuple[list[Any], list[tuple[int, bytes]]]:
+        """Run a script as `run_script` does, and fetch cancel rules in the same round trip.
+
+        Args:
+            script: The script.
+            parts: Its (keys, arguments).
+            after: See `fetch_news`.
+        """
+        *replies, rules = self._run(script, lambda again: list(parts), [self._news(after)])
+        return replies, _rules(rules)
+
     def _run(
-        self, script: Script, parts: Callable[[bool], list[tuple[list[str], list[Any]]]]
+        self,
+        script: Script,
+        parts: Callable[[bool], list[tuple[list[str], list[Any]]]],
+        more: Sequence[_Request] = (),
     ) -> list[Any]:
-        """Run a script once per part, all in one round trip."""
+        """Run a script once per part, and `more` requests, all in one round trip."""
         try:
-            return self._call(lambda again: [script.cached(*part) for part in parts(again)])
+            return self._call(lambda again: [*(script.cached(*p) for p in parts(again)), *more])
         except NoScriptError:
             # Redis forgets scripts when it restarts. Parts that ran before it did may run twice.
-            return self._call(lambda again: [script.whole(*part) for part in parts(True)])
+            return self._call(lambda again: [*(script.whole(*p) for p in parts(True)), *more])
 
     def _call(self, requests: Callable[[bool], Sequence[_Request]]) -> list[Any]:
         """Send requests together and return their replies.
@@ -315,6 +334,10 @@ def _reply(connection: Any) -> Any:
         return connection.read_response()
     except ResponseError as error:
         return error
+
+
+def _rules(found: Sequence[bytes]) -> list[tuple[int, bytes]]:
+    return [(int(rule[:16]), rule[16:]) for rule in found]
 
 
 def _always(request: _Request) -> Callable[[bool], Sequence[_Request]]:

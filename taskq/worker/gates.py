@@ -170,8 +170,8 @@ class Gates:
         if not asks:
             return self._plain_fetch(batch)
         ids = [held.delivery.message.id for held in batch]
-        self._intake.learn_cancels()
-        answer = self.store.admit(ids, asks)
+        answer = self.store.admit(ids, asks, self._intake.last_cancel)
+        self._intake.learn_cancels(answer.news)
         for (at, ask), verdict, done in zip(asks, answer.verdicts, answer.done, strict=True):
             held = batch[at]
             self._judged[held.tag] = (verdict, done)

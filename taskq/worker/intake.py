@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 from taskq import clock
 from taskq.errors import ResultsUnavailable
-from taskq.results.base import ResultStore
+from taskq.results.base import MAX_NEWS, ResultStore
 from taskq.worker.admission import Admission
 from taskq.worker.endings import Ending
 from taskq.worker.held import Held
@@ -113,9 +113,15 @@ class Intake:
         ids = [held.delivery.message.id for held in batch]
         return look_up(self._store, self._admission.rules, ids)
 
-    def learn_cancels(self) -> None:
-        """Learn the cancel rules that are new, for a gate that gets the records itself."""
-        if self._store is not None:
+    @property
+    def last_cancel(self) -> int:
+        """Number of the newest cancel rule that is known."""
+        return self._admission.rules.last
+
+    def learn_cancels(self, news: Sequence[tuple[int, bytes]]) -> None:
+        """Learn cancel rules, for a gate that gets the records itself."""
+        self._admission.rules.learn(news)
+        if len(news) == MAX_NEWS and self._store is not None:
             look_up(self._store, self._admission.rules, ())
 
     def _judge(self, batch: Sequence[Held]) -> Judged:

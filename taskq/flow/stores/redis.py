@@ -28,7 +28,9 @@ class RedisFlow(FlowStore):
         self._prefix = f"{results.prefix}:flow:"
         self.fixed_us = now_us
 
-    def admit(self, ids: Sequence[str], asks: Sequence[tuple[int, Ask]]) -> Admitted:
+    def admit(
+        self, ids: Sequence[str], asks: Sequence[tuple[int, Ask]], after: int = 0
+    ) -> Admitted:
         """Fetch and decide; see `FlowStore`."""
         parts = []
         for start in range(0, len(ids), _CHUNK):
@@ -37,8 +39,9 @@ class RedisFlow(FlowStore):
                 (at - start + 1, ask.to_list()) for at, ask in asks if start <= at < start + _CHUNK
             ]
             parts.append((keys, self._arguments(items)))
-        answer = Admitted([], [], [])
-        for records, verdicts, done in self._results.run_script(redis_script.ADMIT, parts):
+        replies, news = self._results.run_with_news(redis_script.ADMIT, parts, after)
+        answer = Admitted([], [], [], news)
+        for records, verdicts, done in replies:
             answer.records.extend(records)
             answer.verdicts.extend(_verdict(item) for item in msgpack.unpackb(verdicts, raw=False))
             answer.done.extend(done)

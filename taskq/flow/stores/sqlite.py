@@ -19,6 +19,7 @@ from taskq.flow.declared import Claim
 from taskq.flow.store import Admitted, FlowStore
 from taskq.results.base import attempt_of, is_terminal
 from taskq.results.sqlite import FETCH, SqliteResults
+from taskq.results.sqlite_cancels import rules_after
 
 # Made at first use and not by the schema: a file whose tasks declare no limits has no such table.
 _TABLE: Final = (
@@ -94,10 +95,13 @@ class SqliteFlow(FlowStore):
         self._timeout_s = timeout_s
         self.fixed_us = 0
 
-    def admit(self, ids: Sequence[str], asks: Sequence[tuple[int, Ask]]) -> Admitted:
+    def admit(
+        self, ids: Sequence[str], asks: Sequence[tuple[int, Ask]], after: int = 0
+    ) -> Admitted:
         """Fetch and decide; see `FlowStore`."""
         verdicts, done = [], []
         with self._writing(durable=False) as (connection, cells, now):
+            news = rules_after(connection, after)
             records = _fetch(connection, ids, now)
             for at, ask in asks:
                 record = records[at]
@@ -108,7 +112,7 @@ class SqliteFlow(FlowStore):
             for verdict in verdicts:
                 other = verdict.code == DONE
                 done.append(_fetch(connection, [verdict.other], now)[0] if other else None)
-        return Admitted(records, verdicts, done)
+        return Admitted(records, verdicts, done, news)
 
     def release(self, batch: Sequence[Release]) -> list[str]:
         """Take back; see `FlowStore`."""
