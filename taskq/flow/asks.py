@@ -32,6 +32,9 @@ class Cells(Protocol):
     def drop(self, name: str) -> None:
         """Forget a cell."""
 
+    def finished(self, task_id: str) -> bool:
+        """Return whether a task's record is final."""
+
 
 @dataclass(slots=True)
 class Ask:

@@ -30,11 +30,13 @@ class Claim(NamedTuple):
         cell: Cell of the key.
         task_id: Id of the message.
         span_us: How long it is kept, in microseconds.
+        ends: Whether it ends with its task.
     """
 
     cell: str
     task_id: str
     span_us: int
+    ends: bool = False
 
 
 class Rate(NamedTuple):

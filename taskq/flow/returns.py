@@ -1,6 +1,7 @@
 """How what was taken comes back: releases, renewals, claims of senders. Pure, as `rules`."""
 
 from taskq.flow.asks import KEEP_US, Cells, Release
+from taskq.flow.declared import Claim
 from taskq.flow.rules import holders_of
 
 
@@ -86,10 +87,12 @@ def renew(given: Release, lease_us: int, cells: Cells, now: int) -> None:
             cells.put(cell, [state[0], state[1], given.id, until, state[4]], ttl)
 
 
-def claim(cell: str, task_id: str, span: int, cells: Cells, now: int) -> str:
+def claim(item: Claim, cells: Cells, now: int) -> str:
     """Claim a unique key for a message that is about to be sent; return the holder's id."""
+    cell, task_id, span, ends = item
     state = cells.get(cell)
-    if state and state[1] > now:
+    # Who has just learned that the holder ended may send the next one.
+    if state and state[1] > now and not (ends and cells.finished(state[0])):
         return str(state[0])
     cells.put(cell, [task_id, now + span, ""], span)
     return task_id

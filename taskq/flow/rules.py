@@ -85,6 +85,9 @@ def _unique(ask: Ask, cells: Cells, now: int, waited: str, limits: Limits) -> Ve
         return _debounced(ask, cells, now, waited, holder)
     if mode == "w" and claimed:
         return None
+    if holder not in ("", ask.id) and mode != "w" and cells.finished(holder):
+        # Its end is stored, and its claim is about to be given back.
+        holder = ""
     if holder in ("", ask.id):
         until = state[1] if state and holder and mode == "w" else now + span
         cells.put(cell, [ask.id, until, ask.nonce], until - now)

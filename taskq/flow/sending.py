@@ -157,7 +157,7 @@ class Claims:
         span_us = flow.unique_us
         if flow.unique != "w":
             span_us += round(item.delay_s * 1e6)
-        claim = Claim(cell, message.id, span_us)
+        claim = Claim(cell, message.id, span_us, flow.unique != "w")
         return _Wanted(at, claim, flow.on_duplicate == "raise", message.task)
 
 

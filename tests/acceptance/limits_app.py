@@ -74,7 +74,7 @@ def window(self, key):
     note(self, key, "start")
 
 
-@app.task(name="debounced", bind=True, debounce=1.0, unique_key="key")
+@app.task(name="debounced", bind=True, debounce=3.0, unique_key="key")
 def debounced(self, key, value):
     note(self, key, str(value))
     return value

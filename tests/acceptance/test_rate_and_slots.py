@@ -10,6 +10,7 @@ from fleet import Fleet, until
 from flow_runs import APP, lines, most_at_once, send_raw
 
 from taskq import TaskFailed
+from taskq.results.base import attempt_of
 
 
 def test_eight_workers_together_stay_below_one_rate(fleet: Fleet) -> None:
@@ -47,7 +48,7 @@ def record_attempt(fleet: Fleet, task_id: str) -> int:
     assert store is not None
     data = store.fetch([task_id])[0]
     assert data is not None
-    return int.from_bytes(data[1:5], "big")
+    return attempt_of(data)
 
 
 def test_each_key_has_a_rate_of_its_own(fleet: Fleet) -> None:

@@ -18,10 +18,13 @@ from taskq.flow.declared import Claim
 from taskq.flow.store import FlowStore
 from taskq.flow.stores.redis import RedisFlow
 from taskq.flow.stores.sqlite import SqliteFlow
+from taskq.outcome import SUCCESS
+from taskq.results.base import Record, ResultStore, Write, encode_record
 from taskq.results.redis import RedisResults
 from taskq.results.sqlite import SqliteResults
 
 START_US = 1_790_000_000_000_000
+RECORD_TTL_S = 10**9
 LEASE_US = 200_000_000
 
 ids = st.sampled_from(["one", "two", "three", "four", "7"])
@@ -129,15 +132,23 @@ def _step(side: Side, number: int, what: str, detail: Any) -> Any:
         return store.renew(list(side.held.values()), LEASE_US)
     if what == "claim":
         key, task_id, span = detail
-        return store.claim([Claim(f"us{key}", task_id, span), Claim(f"ud{key}", task_id, span)])
+        return store.claim(
+            [Claim(f"us{key}", task_id, span, True), Claim(f"ud{key}", task_id, span)]
+        )
     if what == "unclaim":
         return store.unclaim([Claim(f"us{detail[0]}", detail[1], 1)])
     return store.change(*detail)
 
 
+def _with_ended(store: ResultStore) -> None:
+    """Have one of the tasks ended, whose claims are free then."""
+    store.store([Write("four", encode_record(Record(SUCCESS)), RECORD_TTL_S)])
+
+
 @pytest.fixture
 def redis_results(redis_url: str) -> Iterator[RedisResults]:
     opened = RedisResults(redis_url)
+    _with_ended(opened)
     yield opened
     opened.close()
 
@@ -145,6 +156,7 @@ def redis_results(redis_url: str) -> Iterator[RedisResults]:
 @pytest.fixture
 def file_results(tmp_path: Path) -> Iterator[SqliteResults]:
     opened = SqliteResults(f"sqlite:///{tmp_path}/flow.db")
+    _with_ended(opened)
     yield opened
     opened.close()
 

@@ -10,6 +10,7 @@ import pytest
 
 from taskq.flow import returns, rules
 from taskq.flow.asks import DONE, DUPLICATE, GO, SUPERSEDED, WAIT, Ask, Release, Verdict
+from taskq.flow.declared import Claim
 
 S = 1_000_000
 LEASE = 30 * S
@@ -20,6 +21,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.states: dict[str, list[Any]] = {}
+        self.ended: set[str] = set()
 
     def get(self, name: str) -> list[Any] | None:
         return self.states.get(name)
@@ -30,6 +32,9 @@ class Memory:
 
     def drop(self, name: str) -> None:
         self.states.pop(name, None)
+
+    def finished(self, task_id: str) -> bool:
+        return task_id in self.ended
 
 
 class World:
@@ -221,18 +226,30 @@ def test_unique_until_done_holds_through_the_run() -> None:
 def test_unique_until_start_ends_with_the_start() -> None:
     """The next call may be queued while the first one runs."""
     cells = Memory()
-    assert returns.claim("u", "a", S, cells, 0) == "a"
-    assert returns.claim("u", "b", S, cells, 0) == "a"
+    assert returns.claim(Claim("u", "a", S, True), cells, 0) == "a"
+    assert returns.claim(Claim("u", "b", S, True), cells, 0) == "a"
     assert rules.judge(unique("s", "a"), cells, 1).code == GO
-    assert returns.claim("u", "b", S, cells, 2) == "b"
+    assert returns.claim(Claim("u", "b", S, True), cells, 2) == "b"
+
+
+def test_a_claim_ends_with_its_task_before_it_is_given_back() -> None:
+    """Who got the result and calls again must not get the handle of what is over."""
+    cells = Memory()
+    returns.claim(Claim("u", "a", S, True), cells, 0)
+    cells.ended.add("a")
+
+    assert rules.judge(unique("d", "b"), cells, 1).code == GO
+    returns.claim(Claim("v", "a", S, False), cells, 1)
+    assert returns.claim(Claim("v", "b", S, False), cells, 2) == "a"
+    assert returns.claim(Claim("v", "b", S, True), cells, 2) == "b"
 
 
 def test_a_claim_ends_by_itself_when_its_message_is_lost() -> None:
     """A queue that was purged must not block a key for ever."""
     cells = Memory()
-    returns.claim("u", "a", S, cells, 0)
+    returns.claim(Claim("u", "a", S, True), cells, 0)
 
-    assert returns.claim("u", "b", S, cells, S + 1) == "b"
+    assert returns.claim(Claim("u", "b", S, True), cells, S + 1) == "b"
 
 
 def test_the_latest_call_of_a_debounced_task_runs() -> None:

@@ -58,8 +58,7 @@ class RedisFlow(FlowStore):
 
     def claim(self, batch: Sequence[Claim]) -> list[str]:
         """Claim; see `FlowStore`."""
-        items = [(claim.cell, claim.task_id, claim.span_us) for claim in batch]
-        return [answer.decode() for answer in self._return("claim", 0, items)]
+        return [answer.decode() for answer in self._return("claim", 0, [tuple(c) for c in batch])]
 
     def unclaim(self, batch: Sequence[Claim]) -> None:
         """Undo claims; see `FlowStore`."""

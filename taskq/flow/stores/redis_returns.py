@@ -106,9 +106,9 @@ local function renew(g, lease)
 end
 
 local function claim(g)
-  local cell, id, span = g[1], g[2], g[3]
+  local cell, id, span, ends = g[1], g[2], g[3], g[4]
   local state = get(cell)
-  if state and state[2] > now then return state[1] end
+  if state and state[2] > now and not (ends and finished(state[1])) then return state[1] end
   put(cell, {id, now + span, ''}, span)
   return id
 end

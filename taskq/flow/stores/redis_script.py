@@ -50,6 +50,11 @@ local function flush()
   end
 end
 
+local function finished(id)
+  local record = redis.call('GET', results .. id)
+  return record and string.find('SFCE', string.sub(record, 1, 1), 1, true) ~= nil
+end
+
 local function holders_of(cell)
   local state = get(cell)
   if not state then return {}, 0, 0, 0 end
@@ -90,6 +95,7 @@ local function unique(ask, waited)
   if state and state[2] > now then holder = state[1] end
   if mode == 'b' then return debounced(ask, waited, holder) end
   if mode == 'w' and claimed then return nil end
+  if holder ~= '' and holder ~= ask.id and mode ~= 'w' and finished(holder) then holder = '' end
   if holder == '' or holder == ask.id then
     local til = now + span
     if holder ~= '' and mode == 'w' then til = state[2] end

@@ -62,6 +62,11 @@ class TableCells:
         self._states[name] = None
         self._ttls[name] = 0
 
+    def finished(self, task_id: str) -> bool:
+        """Return whether a task's record is final."""
+        record = _fetch(self._connection, [task_id], self._now_us)[0]
+        return record is not None and is_terminal(record)
+
     def flush(self) -> None:
         """Write what changed."""
         put = []
@@ -126,11 +131,7 @@ class SqliteFlow(FlowStore):
 
     def claim(self, batch: Sequence[Claim]) -> list[str]:
         """Claim; see `FlowStore`."""
-        return self._each(
-            lambda cells, now: [
-                returns.claim(item.cell, item.task_id, item.span_us, cells, now) for item in batch
-            ]
-        )
+        return self._each(lambda cells, now: [returns.claim(item, cells, now) for item in batch])
 
     def unclaim(self, batch: Sequence[Claim]) -> None:
         """Undo claims; see `FlowStore`."""
