@@ -35,6 +35,8 @@ KEYS = "taskq-keys"
 """Keys of a message's limits: a map of kind (`r c u i b`) to key."""
 CLAIMED = "x"
 """Kind in `taskq-keys` that says that the sender holds the claim of `u`."""
+SENT = "t"
+"""Kind in `taskq-keys` with when a debounced call was sent, in microseconds, as text."""
 WAITED = "taskq-waited"
 """What a limit sent back: [kinds, promised moment in us, version of the limits]."""
 

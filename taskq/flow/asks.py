@@ -50,7 +50,7 @@ class Ask:
         waited: Letters of the gates it has waited at.
         at_us: When it was to come back for the last of them; 0 for never.
         version: Version of the limits at that time.
-        unique: (cell, mode, span, claimed by the sender), or None.
+        unique: (cell, mode, span, claimed by the sender, when it was sent or 0), or None.
         idempotency: Cell, or empty.
         breaker: (cell, reset span), or None.
         budget: (cell, share, retries per microsecond, burst), or None.
@@ -67,7 +67,7 @@ class Ask:
     waited: str = ""
     at_us: int = 0
     version: int = 0
-    unique: tuple[str, str, int, bool] | None = None
+    unique: tuple[str, str, int, bool, int] | None = None
     idempotency: str = ""
     breaker: tuple[str, int] | None = None
     budget: tuple[str, float, float, int] | None = None

@@ -78,7 +78,7 @@ def _limits(ask: Ask, changed: dict[str, Any]) -> Limits:
 def _unique(ask: Ask, cells: Cells, now: int, waited: str, limits: Limits) -> Verdict | None:
     if not ask.unique:
         return None
-    cell, mode, span, claimed = ask.unique
+    cell, mode, span, claimed, _sent = ask.unique
     state = cells.get(cell)
     holder = state[0] if state and state[1] > now else ""
     if mode == "b":
@@ -99,11 +99,16 @@ def _unique(ask: Ask, cells: Cells, now: int, waited: str, limits: Limits) -> Ve
 
 
 def _debounced(ask: Ask, cells: Cells, now: int, waited: str, holder: str) -> Verdict | None:
-    if ask.unique is None or ask.attempt or ask.again:
+    if ask.unique is None or ask.attempt:
         return None
-    cell, _mode, span, _claimed = ask.unique
+    cell, _mode, span, _claimed, sent = ask.unique
     if "u" not in waited:
-        cells.put(cell, [ask.id, now + span + KEEP_US, ask.nonce], span + KEEP_US)
+        state = cells.get(cell)
+        sent = sent or now
+        if state and holder not in ("", ask.id) and state[3] > sent:
+            # Messages may overtake each other on their way.
+            return Verdict(SUPERSEDED, other=holder)
+        cells.put(cell, [ask.id, now + span + KEEP_US, ask.nonce, sent], span + KEEP_US)
         return Verdict(WAIT, span)
     return None if holder in ("", ask.id) else Verdict(SUPERSEDED, other=holder)
 

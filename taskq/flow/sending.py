@@ -5,6 +5,7 @@ of a unique task sends no message at all.
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from taskq.brokers.base import Publishing
 from taskq.calls import Prepared
 from taskq.errors import AlreadyQueued, ConfigError, PublishError, ResultsUnavailable
-from taskq.message import CLAIMED, KEYS
+from taskq.message import CLAIMED, KEYS, SENT
 from taskq.task import BaseTask
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ def stamp(
             keys = compute_keys(wanted, args, kwargs, task.call_signature)
         if flow.unique in ("s", "d", "w"):
             keys[CLAIMED] = ""
+        elif flow.unique == "b":
+            keys[SENT] = str(time.time_ns() // 1000)
     if idempotency_key is not None:
         keys["i"] = _own_key(idempotency_key)
     if not keys:

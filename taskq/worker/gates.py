@@ -18,7 +18,7 @@ from taskq.flow.asks import DONE, DUPLICATE, GO, PASSED, SUPERSEDED, WAIT, Ask, 
 from taskq.flow.keys import cell_name, read_keys, split_cell
 from taskq.flow.store import FlowStore
 from taskq.flow.stores import open_flow
-from taskq.message import CLAIMED, DUE, KEYS, WAITED
+from taskq.message import CLAIMED, DUE, KEYS, SENT, WAITED
 from taskq.results.base import ResultStore, is_terminal
 from taskq.worker import endings
 from taskq.worker.admission import DUPLICATE as REPEATED
@@ -79,7 +79,7 @@ class Plan:
         )
         if self._unique is not None:
             mode, span = self._unique
-            ask.unique = (cells["u"] + keys["u"], mode, span, CLAIMED in keys)
+            ask.unique = (cells["u"] + keys["u"], mode, span, CLAIMED in keys, _sent_us(keys))
         if isinstance(keys.get("i"), str):
             ask.idempotency = cells["i"] + keys["i"]
         if self.breaker is not None:
@@ -106,6 +106,13 @@ class Plan:
             failures, window, reset = self.breaker[:3]
             given.breaker = (ask.breaker[0], failures, window, reset)
         return given
+
+
+def _sent_us(keys: Mapping[str, Any]) -> int:
+    sent = keys.get(SENT)
+    # Anyone may have set it.
+    good = isinstance(sent, str) and sent.isascii() and sent.isdigit() and len(sent) < 17
+    return int(sent) if good and isinstance(sent, str) else 0
 
 
 def _waited(held: Held) -> tuple[str, int, int]:

@@ -45,7 +45,9 @@ def asks(draw: Any) -> dict[str, Any]:
         "waited": draw(st.sampled_from(["", "u", "c", "r", "cr", "g", "b"])),
         "at_us": draw(st.sampled_from([0, 0, 0, 500_000, 5_000_000])),
         "version": draw(st.integers(0, 2)),
-        "unique": (f"u{mode}{key}", mode, draw(spans), draw(maybe)) if draw(maybe) else None,
+        "unique": (f"u{mode}{key}", mode, draw(spans), draw(maybe), draw(st.integers(0, 2)))
+        if draw(maybe)
+        else None,
         "idempotency": f"i{key}" if draw(maybe) else "",
         "breaker": (f"b{key}", 300_000_000) if draw(maybe) else None,
         "budget": (f"g{key}", 0.1, draw(st.sampled_from([1e-6, 3e-7])), 2) if draw(maybe) else None,
@@ -200,7 +202,9 @@ def _long_history(rng: random.Random) -> list[tuple[int, tuple[str, Any]]]:
             "waited": rng.choice(["", "", "", "u", "c", "r", "cr", "g"]),
             "at_us": maybe(5_000_000, 0.1) or 0,
             "version": rng.randrange(3),
-            "unique": maybe((f"u{mode}a", mode, 300_000_000, rng.random() < 0.3), 0.3),
+            "unique": maybe(
+                (f"u{mode}a", mode, 300_000_000, rng.random() < 0.3, rng.randrange(3)), 0.3
+            ),
             "idempotency": maybe("ia", 0.1) or "",
             "breaker": maybe(("ba", 300_000_000), 0.3),
             "budget": maybe(("ga", 0.1, 1e-6, 2), 0.3),

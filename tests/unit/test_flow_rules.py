@@ -209,7 +209,7 @@ def test_limits_set_at_run_time_replace_the_declared_ones_at_once() -> None:
 
 
 def unique(mode: str, name: str, **fields: Any) -> Ask:
-    return Ask("t", name, 0, False, name, LEASE, unique=("u", mode, 100 * S, False), **fields)
+    return Ask("t", name, 0, False, name, LEASE, unique=("u", mode, 100 * S, False, 0), **fields)
 
 
 def test_unique_until_done_holds_through_the_run() -> None:
@@ -262,6 +262,17 @@ def test_the_latest_call_of_a_debounced_task_runs() -> None:
 
     assert rules.judge(first, cells, 101 * S).code == SUPERSEDED
     assert rules.judge(second, cells, 101 * S).code == GO
+
+
+def test_a_debounced_call_that_was_overtaken_on_its_way_does_not_win() -> None:
+    """A broker delivers again what another consumer had, behind what was sent later."""
+    cells = Memory()
+    first, second = unique("b", "a"), unique("b", "b")
+    first.unique, second.unique = ("u", "b", S, False, 1000), ("u", "b", S, False, 2000)
+    first.again = True
+
+    assert rules.judge(second, cells, 5000).code == WAIT
+    assert rules.judge(first, cells, 6000).code == SUPERSEDED
 
 
 def test_one_run_succeeds_for_an_idempotency_key() -> None:

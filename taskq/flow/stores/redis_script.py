@@ -77,10 +77,15 @@ end
 local function wait(span) return {1, span} end
 
 local function debounced(ask, waited, holder)
-  if ask.attempt > 0 or ask.again then return nil end
-  local cell, span = ask.unique[1], ask.unique[3]
+  if ask.attempt > 0 then return nil end
+  local cell, span, sent = ask.unique[1], ask.unique[3], ask.unique[5]
   if not has(waited, 'u') then
-    put(cell, {ask.id, now + span + KEEP, ask.nonce}, span + KEEP)
+    local state = get(cell)
+    if sent == 0 then sent = now end
+    if state and holder ~= '' and holder ~= ask.id and state[4] > sent then
+      return {4, 0, holder}
+    end
+    put(cell, {ask.id, now + span + KEEP, ask.nonce, sent}, span + KEEP)
     return wait(span)
   end
   if holder == '' or holder == ask.id then return nil end
