@@ -109,8 +109,9 @@ RUNNING = [
 
 
 @pytest.mark.parametrize(("pool", "name"), RUNNING)
-def test_a_running_task_is_told(fleet: Fleet, pool: str, name: str) -> None:
+def test_a_running_task_is_told(sqlite_fleet: Fleet, pool: str, name: str) -> None:
     """At its checkpoint, or as a cancelled coroutine; its executor lives on."""
+    fleet = sqlite_fleet
     fleet.start(pool=pool, slots=1, app=APP)
     handle = fleet.send(name)
     (run,) = fleet.until_runs(1, timeout_s=PATIENT_S)
@@ -163,9 +164,7 @@ def test_a_running_task_is_reached_without_a_word_to_the_worker(fleet: Fleet) ->
 FORCED = [
     *[(pool, "deaf") for pool in ("process", "thread", "asyncio", "solo")],
     *[(pool, "adeaf") for pool in ("process", "thread", "asyncio")],
-    ("process", "stubborn"),
     ("thread", "stubborn"),
-    ("asyncio", "stubborn"),
 ]
 
 

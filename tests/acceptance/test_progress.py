@@ -12,8 +12,9 @@ PATIENT_S = 60.0
 @pytest.mark.parametrize(
     ("pool", "name"), [("process", "silent"), ("thread", "silent"), ("asyncio", "asilent")]
 )
-def test_a_silent_task_is_stopped(fleet: Fleet, pool: str, name: str) -> None:
+def test_a_silent_task_is_stopped(sqlite_fleet: Fleet, pool: str, name: str) -> None:
     """As at its time limit: an attempt, and the dead letter says why."""
+    fleet = sqlite_fleet
     fleet.start(pool=pool, slots=1, app=APP)
 
     handle = fleet.send(name)
@@ -32,7 +33,6 @@ def test_a_silent_task_is_stopped(fleet: Fleet, pool: str, name: str) -> None:
     [
         ("process", "lively"),
         ("thread", "lively"),
-        ("asyncio", "lively"),
         ("asyncio", "alively"),
         ("solo", "alively"),
     ],
