@@ -19,6 +19,7 @@ EXAMPLES = [
     "quickstart.py",
     "retries.py",
     "delays.py",
+    "cancelling.py",
     "async_tasks.py",
     "schedules.py",
     "limits.py",
