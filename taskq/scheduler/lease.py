@@ -47,7 +47,7 @@ class Lease:
         token: The fencing token; 0 when another leads, or nobody.
         leader: The name of who leads; empty for nobody, or not known.
         epoch: The store's content that this scheduler knows; empty before it knows any.
-        emptied: Whether the store lost its content since the last beat.
+        emptied: Whether the store has lost its content; who has dealt with that says so here.
         beat_s: Time from one beat to the next, in seconds.
     """
 
@@ -86,7 +86,8 @@ class Lease:
             # Counted from before the question: the store may have taken it late, never early.
             self._until_s = asked_s + self._ttl_s
         self.token, self.leader = beat.token, beat.holder
-        self.emptied = bool(self.epoch) and bool(beat.epoch) and beat.epoch != self.epoch
+        if self.epoch and beat.epoch and beat.epoch != self.epoch:
+            self.emptied = True
         self.epoch = beat.epoch or self.epoch
         return beat
 

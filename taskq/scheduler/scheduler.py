@@ -8,7 +8,6 @@ takes over begins at the last settled tick, and finds the claims that were left 
 import logging
 import threading
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any, Final
 
 from taskq import clock
@@ -17,8 +16,8 @@ from taskq.errors import ConfigError, ResultsUnavailable, TaskqError
 from taskq.scheduler.lease import Lease, SchedulerClock
 from taskq.scheduler.plan import Job, Plan
 from taskq.scheduler.policy import sort_ticks
-from taskq.scheduler.sending import Sender, Tick
-from taskq.schedules.store import Beat, Mark, ScheduleStore, Status
+from taskq.scheduler.sending import Sender, Tick, ours
+from taskq.schedules.store import Beat, Mark, ScheduleStore
 
 log = logging.getLogger("taskq.scheduler")
 
@@ -130,6 +129,8 @@ class Scheduler:
                 # The store's clock, without a claim to the lease.
                 self._time.set(self._lease.look().now_ms)
                 done = self._store.declare(texts, self._time.now_ms())
+                # Before the lease: a leader that must read 100,000 definitions first leads nobody.
+                self._refresh()
             except ResultsUnavailable as error:
                 self._away(error)
                 self._stop.wait(_RETRY_S)
@@ -175,6 +176,7 @@ class Scheduler:
             self._version = 0
             if beat.token:
                 self._restore()
+            self._lease.emptied = False
         if beat.token and not self._leading:
             self._take_over(beat)
         elif not beat.token and self._leading:
@@ -185,6 +187,12 @@ class Scheduler:
             self._send_queued()
         if not self._unsent:
             self.trouble = ""
+
+    def _renew(self) -> None:
+        """Renew the lease in the midst of long work; what else it says is heard later."""
+        if self._leading and clock.monotonic_s() >= self._beat_due_s:
+            self._lease.beat()
+            self._beat_due_s = clock.monotonic_s() + self._lease.beat_s
 
     def _take_over(self, beat: Beat) -> None:
         self._leading = True
@@ -210,7 +218,9 @@ class Scheduler:
             for name in [name for name in self._plan.jobs if name not in known]:
                 del self._plan.jobs[name]
         mend = []
-        for row in rows:
+        for number, row in enumerate(rows, 1):
+            if number % _BATCH == 0:
+                self._renew()
             if row.cursor_ms < 0:
                 log.error("schedule %r: its state is not readable; it begins anew", row.name)
                 row = row._replace(cursor_ms=self._time.now_ms())
@@ -292,7 +302,7 @@ class Scheduler:
             if statuses is None or not self._lease.held():
                 self._lease.lost()
                 return False
-            failed += self._sender.send(_ours(part, statuses), self._unsettled)
+            failed += self._sender.send(ours(part, statuses), self._unsettled)
             self._unsent = failed + ticks[start + _BATCH :]
             self._settle()
         if self._unsent:
@@ -384,15 +394,3 @@ class Scheduler:
         if log.isEnabledFor(level):
             said = " ".join(f"{key}={value}" for key, value in details.items() if value)
             log.log(level, "%s schedule=%s due=%s %s", kind, name, clock.to_iso(due_ms), said)
-
-
-def _ours(ticks: Sequence[Tick], statuses: Sequence[Status]) -> list[Tick]:
-    """Return the ticks that are ours to send."""
-    found = []
-    for tick, status in zip(ticks, statuses, strict=True):
-        tick.open = status == "open"
-        if status != "done":
-            found.append(tick)
-        elif tick.job.row.queued_ms == tick.due_ms:
-            tick.job.row = tick.job.row._replace(queued_ms=0)
-    return found

@@ -12,7 +12,7 @@ from taskq.errors import AlreadyQueued, ConfigError, PublishError, ResultsUnavai
 from taskq.results.base import decode_record
 from taskq.scheduler.plan import Job
 from taskq.schedules.entry import Entry, tick_id
-from taskq.schedules.store import Claim, Mark
+from taskq.schedules.store import Claim, Mark, Status
 
 log = logging.getLogger("taskq.scheduler")
 
@@ -203,6 +203,18 @@ class Sender:
         marks.append(Mark(row.name, tick.due_ms, fired=tick.task_id))
         reason = "another leader had sent it" if again else ""
         self._tell("fired", row.name, tick.due_ms, task_id=tick.task_id, reason=reason)
+
+
+def ours(ticks: Sequence[Tick], statuses: Sequence[Status]) -> list[Tick]:
+    """Return the ticks that are ours to send."""
+    found = []
+    for tick, status in zip(ticks, statuses, strict=True):
+        tick.open = status == "open"
+        if status != "done":
+            found.append(tick)
+        elif tick.job.row.queued_ms == tick.due_ms:
+            tick.job.row = tick.job.row._replace(queued_ms=0)
+    return found
 
 
 def signature(tick: Tick) -> Signature[Any]:

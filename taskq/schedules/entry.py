@@ -19,6 +19,9 @@ Overlap = Literal["allow", "skip", "queue_one", "cancel_running"]
 Source = Literal["code", "file", "dynamic"]
 
 MAX_AGE_S: Final = 60.0
+_CATCH_UPS: Final = get_args(CatchUp)
+_OVERLAPS: Final = get_args(Overlap)
+_SOURCES: Final = get_args(Source)
 _LONGEST_AGE_S: Final = 366 * 86400.0
 _LONGEST_NAME: Final = 200
 
@@ -67,9 +70,9 @@ class Entry:
             raise self._wrong("schedule", self.schedule, "crontab(...), every(...) or once(...)")
         if not isinstance(self.args, tuple) or not isinstance(self.kwargs, Mapping):
             raise self._wrong("args and kwargs", (self.args, self.kwargs), "a list and a map")
-        self._one_of("catch_up", get_args(CatchUp))
-        self._one_of("overlap", get_args(Overlap))
-        self._one_of("source", get_args(Source))
+        self._one_of("catch_up", _CATCH_UPS)
+        self._one_of("overlap", _OVERLAPS)
+        self._one_of("source", _SOURCES)
         age = self.max_age_s
         if not isinstance(age, int | float) or isinstance(age, bool) or not 0 < age <= 366 * 86400:
             raise self._wrong("max_age_s", age, "seconds above 0, up to 366 days")
@@ -90,7 +93,8 @@ class Entry:
 
     def bound(self) -> "Entry":
         """Return it with `H` and jitter computed from its name."""
-        return replace(self, schedule=self.schedule.bound(self.name))
+        schedule = self.schedule.bound(self.name)
+        return self if schedule is self.schedule else replace(self, schedule=schedule)
 
     def next_ms(self, after_ms: int) -> int | None:
         """Return the first due moment later than another, within the limits of time, or None."""

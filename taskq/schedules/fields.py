@@ -117,7 +117,7 @@ def is_hashed(expression: str) -> bool:
     return _HASHED.search(expression) is not None
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=65536)
 def parse_fields(expression: str, hash_id: str) -> Fields:
     """Read an expression of five fields, or six with the seconds at the end.
 
