@@ -7,7 +7,6 @@ takes over begins at the last settled tick, and finds the claims that were left 
 
 import logging
 import threading
-from collections import Counter
 from typing import Any, Final
 
 from taskq import clock
@@ -17,17 +16,18 @@ from taskq.scheduler.lease import Lease, SchedulerClock
 from taskq.scheduler.plan import Job, Plan
 from taskq.scheduler.policy import sort_ticks
 from taskq.scheduler.sending import Sender, Tick, ours
+from taskq.scheduler.telling import Teller
 from taskq.schedules.store import Beat, Mark, ScheduleStore
 
 log = logging.getLogger("taskq.scheduler")
 
 LEASE_S: Final = 10.0
-_BATCH: Final = 1000
+_BATCH: Final = 5000
+"""Ticks that are claimed, sent and settled together: their confirms are pipelined."""
+_READ: Final = 1000
 _RETRY_S: Final = 0.5
 _LONGEST_SLEEP_S: Final = 1.0
 _NEVER_MS: Final = 2**62
-_NOTED: Final = 20
-"""Ticks of one turn that are logged one by one."""
 
 
 class Scheduler:
@@ -65,6 +65,7 @@ class Scheduler:
         self._lease = Lease(self._store, name, lease_s)
         self._time = time or SchedulerClock()
         self._plan = Plan()
+        self._teller = Teller(app)
         self._sender = Sender(app, self._tell)
         self._stop = threading.Event()
         self._version = 0
@@ -75,8 +76,7 @@ class Scheduler:
         self._unsent: list[Tick] = []
         self._retry_at_s = 0.0
         self._unsettled: list[Mark] = []
-        self.counts: Counter[str] = Counter()
-        self._noted = 0
+        self.counts = self._teller.counts
         self.trouble = "starting"
         self.beat_at_s = clock.monotonic_s()
 
@@ -113,9 +113,10 @@ class Scheduler:
         self._declare()
         while not self._stop.is_set():
             self.beat_at_s = clock.monotonic_s()
-            self._noted = 0
             try:
                 self._turn()
+                if not self._unsent:
+                    self._teller.flush()
             except ResultsUnavailable as error:
                 self._away(error)
             self._stop.wait(self._pause_s())
@@ -219,7 +220,7 @@ class Scheduler:
                 del self._plan.jobs[name]
         mend = []
         for number, row in enumerate(rows, 1):
-            if number % _BATCH == 0:
+            if number % _READ == 0:
                 self._renew()
             if row.cursor_ms < 0:
                 log.error("schedule %r: its state is not readable; it begins anew", row.name)
@@ -371,6 +372,7 @@ class Scheduler:
     def _end(self) -> None:
         try:
             self._settle()
+            self._teller.flush()
             self._lease.release()
         except TaskqError as error:
             log.warning("the lease could not be given back, it runs out: %s", error)
@@ -385,12 +387,4 @@ class Scheduler:
             due_ms: When the tick was due, as epoch ms; of several the last one.
             **details: `task_id`, `reason`, `count`.
         """
-        count = int(details.get("count", 1))
-        self.counts[kind] += count
-        self._noted += 1
-        level = logging.INFO if kind in ("fired", "queued") else logging.WARNING
-        if kind == "fired" and self._noted > _NOTED:
-            level = logging.DEBUG
-        if log.isEnabledFor(level):
-            said = " ".join(f"{key}={value}" for key, value in details.items() if value)
-            log.log(level, "%s schedule=%s due=%s %s", kind, name, clock.to_iso(due_ms), said)
+        self._teller.tell(kind, name, due_ms, details)

@@ -95,6 +95,9 @@ class Sender:
         if entry is None:
             return []
         admitted: list[Tick] = []
+        if job.row.queued_ms and not runs:
+            # It waited for the run that has just ended; a later tick must not overtake it.
+            admitted.append(self.tick(job, job.row.queued_ms))
         left = entry.max_runs - job.row.fired if entry.max_runs else len(due)
         for due_ms in due:
             if len(admitted) >= left:

@@ -13,6 +13,7 @@ from scheduler_setup import Setup, assert_whole, opened, quiet, until
 from taskq import clock, every, once
 from taskq.embedded.database import open_database
 from taskq.embedded.location import parse_location
+from taskq.events.schema import Event
 from taskq.outcome import STARTED, SUCCESS
 from taskq.scheduler.lease import SchedulerClock
 from taskq.schedules.entry import tick_id
@@ -130,6 +131,24 @@ def test_a_tick_of_a_unique_task_that_waits_already_is_skipped(
     assert len(setup.due("u")) == 1
 
 
+def test_what_became_of_ticks_is_told_as_events(setup: Setup) -> None:
+    """Whoever watches need not poll the store."""
+    seen: list[Event] = []
+    setup.app.schedules.add("x", "job", every(0.5), overlap="skip", dynamic=True)
+    setup.back("x", 100)
+    types = ["schedule.fired", "schedule.skipped", "schedule.missed"]
+    with setup.app.events.subscribe(seen.append, types=types):
+        setup.start()
+        until(lambda: len({event.type for event in seen}) == 3, "events of each kind")
+
+    found = {event.type: event for event in seen}
+    fired = found["schedule.fired"]
+    assert fired.data["schedule"] == "x"
+    assert fired.data["task_id"] == tick_id("shop", "x", fired.data["due_ms"])
+    assert fired.data["task_id"] in setup.sent()
+    assert found["schedule.missed"].data["count"] >= 70
+
+
 class SteppingClock(SchedulerClock):
     """A host's clock that someone sets."""
 
@@ -218,3 +237,20 @@ def test_a_state_that_a_hand_broke_begins_anew(
 
     until(lambda: setup.info("x").fired >= 3, "ticks")
     assert "not readable" in caplog.text
+
+
+def test_the_tick_that_waits_is_not_overtaken(setup: Setup) -> None:
+    """The run ends just before a later tick is due, and long before the next beat."""
+    setup.app.schedules.add("x", "job", every(0.2), overlap="queue_one", dynamic=True)
+    scheduler = setup.start(lease_s=60)
+    scheduler._lease.beat_s = 20
+    until(lambda: scheduler._beat_due_s > clock.monotonic_s() + 5, "a beat that is far off")
+    until(lambda: scheduler.counts["skipped"] >= 3, "skipped ones")
+    (row,) = setup.app.schedules.store.rows(["x"])
+    assert row is not None
+    assert row.queued_ms
+
+    setup.record(row.last_id, SUCCESS)
+
+    until(lambda: setup.info("x").fired == 2, "another")
+    assert tick_id("shop", "x", row.queued_ms) in setup.sent()
