@@ -36,6 +36,7 @@ from taskq.errors import (
     ResultsUnavailable,
     ResultTimeout,
     Retry,
+    ShardsChanged,
     SoftTimeLimitExceeded,
     TaskCancelled,
     TaskExpired,
@@ -47,6 +48,7 @@ from taskq.errors import (
 )
 from taskq.flow.spec import CircuitBreaker, RetryBudget
 from taskq.middleware import Middleware
+from taskq.queues import Queue
 from taskq.request import Request
 from taskq.result import AsyncResult
 from taskq.retry import RetryPolicy
@@ -70,6 +72,7 @@ __all__ = [
     "KeyExpressionFailed",
     "Middleware",
     "PublishError",
+    "Queue",
     "Reject",
     "RemoteError",
     "Request",
@@ -80,6 +83,7 @@ __all__ = [
     "Retry",
     "RetryBudget",
     "RetryPolicy",
+    "ShardsChanged",
     "Signature",
     "SoftTimeLimitExceeded",
     "Task",

@@ -23,6 +23,7 @@ from taskq.messaging import Messaging
 from taskq.middleware import Middleware, compose_send
 from taskq.pauses import Pauses
 from taskq.pending import PendingMarks
+from taskq.queues import Queue, Queues
 from taskq.result import AsyncResult
 from taskq.results import open_results
 from taskq.results.base import ResultStore
@@ -58,6 +59,7 @@ class TaskQ(CancelMethods, Hooks, Messaging):
         middlewares: Wrapped around every send and run, the first outermost.
         schedules: The scheduled jobs; see `taskq.schedules.book.ScheduleBook`.
         routes: Which queue tasks go to that name none.
+        queues: The declared queues.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class TaskQ(CancelMethods, Hooks, Messaging):
         results: str | None = None,
         middlewares: Sequence[Middleware] = (),
         routes: Iterable[Rule] | Mapping[str, Target] = (),
+        queues: Sequence[Queue] = (),
         **settings: Any,
     ) -> None:
         """Make an app.
@@ -79,6 +82,7 @@ class TaskQ(CancelMethods, Hooks, Messaging):
             results: `redis://`, `rediss://`, `sqlite:///path` or `memory://` URL; `off` for none.
             middlewares: See `taskq.middleware.Middleware`.
             routes: Rules that say which queue a task goes to; see `taskq.routes`.
+            queues: Those that differ from the usual; see `taskq.Queue`.
             **settings: Any other of `taskq.config.Settings`.
 
         Raises:
@@ -91,6 +95,7 @@ class TaskQ(CancelMethods, Hooks, Messaging):
         self.settings: Settings = app_settings({"broker": broker, "results": results, **settings})
         self.middlewares: list[Middleware] = list(middlewares)
         self.routes = Routes(routes)
+        self.queues = Queues(queues)
         self._tasks: dict[str, BaseTask[Any, Any]] = {}
         self._lock = threading.RLock()
         self._broker: Broker | None = None
@@ -124,7 +129,7 @@ class TaskQ(CancelMethods, Hooks, Messaging):
         with self._lock:
             if self._broker is None:
                 settings = self.settings
-                options = broker_options(self.name, settings)
+                options = broker_options(self.name, settings, self.queues.shapes)
                 self._broker = open_broker(settings.broker or "", options)
             return self._broker
 
@@ -294,7 +299,7 @@ class TaskQ(CancelMethods, Hooks, Messaging):
             if known is not None:
                 known.check_arguments(first.args, first.kwargs)
             item = stamp(
-                prepare(call, self._defaults, self.settings, self.routes),
+                prepare(call, self._defaults, self.settings, self.routes, self.queues),
                 known,
                 first.args,
                 first.kwargs,

@@ -15,6 +15,7 @@ from taskq.config import Settings, nearest
 from taskq.errors import ConfigError
 from taskq.ids import new_id
 from taskq.message import DEADLINE, DUE, SENT
+from taskq.queues import FROM_BEFORE, Queues
 from taskq.request import Request
 from taskq.request import current as current_request
 from taskq.retry import MAX_DELAY_S
@@ -63,6 +64,7 @@ def prepare(
     defaults: Callable[[str], Mapping[str, Any]],
     settings: Settings,
     routes: Routes | None = None,
+    queues: Queues | None = None,
 ) -> Prepared:
     """Build the message of a call or of a chain's first step.
 
@@ -71,6 +73,7 @@ def prepare(
         defaults: Gives the options that a task declares, by its name.
         settings: The app's settings.
         routes: Where calls go that name no queue, of tasks that declare none.
+        queues: The app's declared queues; a call to a sharded one goes to its shard.
 
     Raises:
         ConfigError: For an unknown or unusable option.
@@ -78,6 +81,10 @@ def prepare(
     """
     steps = call.steps if isinstance(call, Chain) else (call,)
     merged = [_with_defaults(step, defaults, settings, routes) for step in steps]
+    if queues:
+        for number, (step, options) in enumerate(zip(steps, merged, strict=True)):
+            before = (FROM_BEFORE,) if number and not step.immutable else ()
+            queues.place(options, (*before, *step.args), step.kwargs)
     ids = [options.get("task_id") or new_id() for options in merged]
     parent = current_request.get()
     root_id = (parent.root_id or parent.id) if parent is not None else None
@@ -112,11 +119,13 @@ def _with_defaults(
 def _later_step(step: Signature[Any], options: dict[str, Any], task_id: str) -> dict[str, Any]:
     wire = step.to_wire()
     kept = {"task_id": task_id, "queue": options["queue"]}
-    for name in ("priority", "headers"):
-        if options.get(name):
-            kept[name] = options[name]
+    if options.get("priority"):
+        kept["priority"] = options["priority"]
+    headers = {**(options.get("headers") or {}), **options.get("shard", {})}
     if options.get("task_id"):
-        kept["headers"] = {**(options.get("headers") or {}), SENT: clock.now_ms()}
+        headers[SENT] = clock.now_ms()
+    if headers:
+        kept["headers"] = headers
     limits = call_limits(step.task, options)
     if any(limits):
         kept["time_limit"], kept["soft_time_limit"] = limits
@@ -154,6 +163,7 @@ def _first_step(
     _refuse_reserved(headers)
     if options.get("task_id"):
         headers[SENT] = now_ms
+    headers.update(options.get("shard", {}))
     if due_ms:
         headers["eta"] = clock.to_iso(due_ms)
         headers[DUE] = due_ms

@@ -4,7 +4,8 @@
 
     TaskqError
     ├── ConfigError                 a setting, URL, name or declaration is wrong
-    │   └── TopologyMismatch        a broker object exists with other arguments
+    │   ├── TopologyMismatch        a broker object exists with other arguments
+    │   └── ShardsChanged           a queue has another number of shards on the broker
     ├── BrokerError
     │   ├── BrokerUnavailable       the broker cannot be reached
     │   └── PublishError            a send was not confirmed in time
@@ -42,6 +43,10 @@ class ConfigError(TaskqError):
 
 class TopologyMismatch(ConfigError):
     """A broker object exists with other arguments than taskq declares."""
+
+
+class ShardsChanged(ConfigError):
+    """A queue has another number of shards on the broker than the app declares."""
 
 
 class BrokerError(TaskqError):

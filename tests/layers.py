@@ -21,7 +21,7 @@ ROWS: dict[str, int] = {
     **dict.fromkeys(("schedules.book", "schedules.file"), 3),
     **dict.fromkeys(("schedules.redis_lua", "schedules.redis_store"), 3),
     **dict.fromkeys(("brokers.shapes",), 2),
-    **dict.fromkeys(("pauses", "routes"), 3),
+    **dict.fromkeys(("pauses", "routes", "queues"), 3),
     **dict.fromkeys(("app", ""), 4),
     **dict.fromkeys(("worker", "worker.*", "scheduler", "scheduler.*", "dead", "dead.*"), 5),
     **dict.fromkeys(("doctor", "metrics", "testing", "loading"), 5),

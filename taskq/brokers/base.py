@@ -1,8 +1,7 @@
-"""What every broker promises the rest of taskq.
+"""What every broker promises the rest of taskq; `tests/contract/` is the suite they all pass.
 
 A broker has two faces. The sending face (`Broker`) is blocking and thread-safe; clients, executors
-and the settling thread of a worker use it. The consuming face (`Consumer`) belongs to one asyncio
-loop, the worker's hub. `tests/contract/` holds the suite that every broker passes.
+and a worker's settling thread use it. The consuming face (`Consumer`) belongs to the hub's loop.
 """
 
 from abc import ABC, abstractmethod
@@ -42,8 +41,7 @@ class BrokerOptions:
         name: Shown to the broker as this connection's name.
         durable_events: Whether lifecycle events must survive a power failure.
         queues: Those that differ from the usual.
-        priority_aging: One claim in so many is of a lower priority; 0 for strict order. Embedded
-            only: on RabbitMQ urgent messages have a queue of their own.
+        priority_aging: One claim in so many is of a lower priority (embedded only); 0 for none.
     """
 
     prefix: str = ""
@@ -314,6 +312,10 @@ class Broker(ABC):
         Raises:
             ConfigError: If there is no such queue.
         """
+
+    @abstractmethod
+    def reshard(self, queue: str, count: int) -> int:
+        """Move what waits in a queue's shards into `count` others; ConfigError while consumed."""
 
     @abstractmethod
     def sweep_dead(self, visit: Callable[[Delivery], Verdict]) -> int:

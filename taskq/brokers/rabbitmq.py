@@ -6,6 +6,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from taskq.brokers import rabbitmq_admin as admin
@@ -31,6 +32,7 @@ from taskq.brokers.rabbitmq_declare import Declarer
 from taskq.brokers.rabbitmq_feed import RabbitFeed
 from taskq.brokers.rabbitmq_publisher import Publisher
 from taskq.brokers.rabbitmq_replay import RabbitReplay
+from taskq.brokers.rabbitmq_reshard import Layout, pour_out, reshard
 from taskq.brokers.rabbitmq_rpc import RpcClient
 from taskq.brokers.replay import Replay
 from taskq.brokers.shapes import check_queue_name
@@ -41,6 +43,7 @@ from taskq.topics import Binding
 
 T = TypeVar("T")
 ADMIN_TIMEOUT_S: Final = 15.0
+RESHARD_TIMEOUT_S: Final = 300.0
 
 
 class RabbitBroker(Broker):
@@ -225,6 +228,17 @@ class RabbitBroker(Broker):
         """
         sweep = DeadSweep(self._io, self._endpoints, self._topology.dead, self._resend)
         return sweep.run(visit)
+
+    def reshard(self, queue: str, count: int) -> int:
+        """See `Broker`."""
+
+        async def work(connection: Any, loop: asyncio.AbstractEventLoop) -> int:
+            layout = Layout(self._declarer(connection, loop), self._topology, queue)
+            pour = partial(pour_out, connection, loop, self._resend)
+            probe = admin.Probe(connection, loop)
+            return await reshard(layout, probe, pour, self._topology, queue, count)
+
+        return self._with_connection(work, RESHARD_TIMEOUT_S)
 
     def replay(self, queues: Iterable[str], create: bool = False) -> Replay:
         """See `Broker`."""

@@ -76,7 +76,6 @@ class RabbitConsumer(Consumer):
         self._sink = sink
         self._loop = loop
         self._task: asyncio.Task[None] | None = None
-        self._adjusting: asyncio.Task[None] | None = None
         self._connection: StockConnection | None = None
         self._links: list[Link] = []
         self._generation = 0
@@ -142,11 +141,13 @@ class RabbitConsumer(Consumer):
         self._flush()
         self._batch.clear()
         connection = self._connection
-        for task in (self._task, self._adjusting):
+        for task in (self._task, *[link.task for link in self._links]):
             if task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await task
+        for link in self._links:
+            link.keep_order()
         if connection is not None:
             await close(connection)
         self._forget_connection()
@@ -186,7 +187,7 @@ class RabbitConsumer(Consumer):
         self._generation += 1
         up = False
         try:
-            await asyncio.wait_for(self._set_up(connection, end), SETUP_TIMEOUT_S)
+            await asyncio.wait_for(self._set_up(connection), SETUP_TIMEOUT_S)
             if not lost.done():
                 self._was_up = up = True
                 self._sink.connection(True, f"consuming from {endpoint.masked}")
@@ -203,7 +204,7 @@ class RabbitConsumer(Consumer):
                 if had_links:
                     self._sink.lost()
 
-    async def _set_up(self, connection: StockConnection, end: Callable[[str], None]) -> None:
+    async def _set_up(self, connection: StockConnection) -> None:
         declarer = self._make_declarer(connection, self._loop)
         # A worker refuses to start on dead letters or delays that work otherwise; one that runs
         # already goes on.
@@ -213,36 +214,33 @@ class RabbitConsumer(Consumer):
             listener = ControlListener(self._sink, self._reply)
             await listener.start(connection, self._loop, self._topology.control)
         await declarer.close()
-        links = [
-            await open_link(
-                connection,
-                self._loop,
-                queue,
-                self._topology.on_broker(name),
-                self._receive,
-                end,
-            )
+        self._links = [
+            await self._open(queue, self._topology.on_broker(name))
             for queue, names in parts.items()
             for name in names
         ]
-        self._links = links
-        await self._grant()
+        for link, share in self._wishes():
+            link.wish(share)
+        await asyncio.gather(*[link.grant() for link in self._links])
 
     def _forget_connection(self) -> None:
         # Receipts of this generation are void from here on.
         self._generation += 1
         self._connection = None
+        for link in self._links:
+            if link.task is not None:
+                link.task.cancel()
         self._links = []
         self._batch.clear()
 
     # Credit
 
     def _adjust(self) -> None:
-        if self._adjusting is None or self._adjusting.done():
-            self._adjusting = self._loop.create_task(self._grant_quietly())
-        else:
-            for link, share in self._wishes():
-                link.wish(share)
+        for link, share in self._wishes():
+            link.wish(share)
+            # Each for itself: a shard that waits for its task must not keep the others waiting.
+            if not link.satisfied and (link.task is None or link.task.done()):
+                link.task = self._loop.create_task(self._serve(link))
 
     def _wishes(self) -> list[tuple[Link, int]]:
         # Each queue gets all of it, for credit cannot be shared between queues: with a share each,
@@ -250,20 +248,27 @@ class RabbitConsumer(Consumer):
         share, held_back = 0 if self._paused else self._prefetch, self._held_back
         return [(link, 0 if link.queue in held_back else share) for link in self._links]
 
-    async def _grant_quietly(self) -> None:
+    async def _serve(self, link: Link) -> None:
         # The end of the connection is reported by its own callback, and all is granted again.
         with contextlib.suppress(BrokerError, AMQPError):
-            await self._grant()
+            if link.left:
+                link = await self._replaced(link)
+            await link.grant()
 
-    async def _grant(self) -> None:
-        # Wished for at once and compared at the end: what changes in between must neither be
-        # overwritten by an older wish nor find its link done already.
-        while True:
-            for link, share in self._wishes():
-                link.wish(share)
-            await asyncio.gather(*[link.grant() for link in self._links])
-            if all(link.satisfied for link in self._links):
-                return
+    async def _replaced(self, left: Link) -> Link:
+        """Return a new link in the place of one that closed its channel."""
+        link = await self._open(left.queue, left.name)
+        if left in self._links:
+            self._links[self._links.index(left)] = link
+        link.task = left.task
+        link.wish(dict(self._wishes()).get(link, 0))
+        return link
+
+    async def _open(self, queue: str, name: str) -> Link:
+        connection = self._connection
+        if connection is None:
+            raise ChannelClosed(0, "the connection was lost")
+        return await open_link(connection, self._loop, queue, name, self._receive, self._end)
 
     # Deliveries and settlements
 

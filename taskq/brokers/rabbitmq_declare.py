@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ from taskq.brokers.amqp_session import (
 )
 from taskq.brokers.base import DEAD_QUEUE, Declare
 from taskq.brokers.rabbitmq_batch import TOPIC
-from taskq.brokers.shapes import base_part, high_part
+from taskq.brokers.shapes import base_part, high_part, parse_shard, shards_changed
 from taskq.brokers.topology import Exchange, Queue, Topology, readable_mismatch
 from taskq.errors import ConfigError, TopologyMismatch
 from taskq.topics import TOPICS, Binding
@@ -66,6 +67,7 @@ class Declarer:
         self._lock = asyncio.Lock()
         self._based = False
         self._merged: set[str] = set()
+        self._sharded: set[str] = set()
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method of a channel; after a refusal the next call gets a fresh channel.
@@ -165,6 +167,9 @@ class Declarer:
             await self._check(item.name)
             return
         await self.base()
+        shard = parse_shard(queue)
+        if shard is not None:
+            await self._claim_shards(shard[0], shard[1])
         try:
             await self._declare_queue(item)
         except ChannelClosed as refused:
@@ -234,6 +239,18 @@ class Declarer:
                 return False
             raise
         return True
+
+    async def _claim_shards(self, queue: str, count: int) -> None:
+        if queue in self._sharded:
+            return
+        exchange = self._topology.shards_exchange(queue, count)
+        try:
+            await self._declare_exchange(exchange)
+        except ChannelClosed as refused:
+            if refused.code != PRECONDITION_FAILED:
+                raise
+            raise shards_changed(queue, count, counted_shards(refused.text)) from refused
+        self._sharded.add(queue)
 
     async def _adopt(self, item: Queue, refused: ChannelClosed) -> None:
         if refused.code == PRECONDITION_FAILED:
@@ -342,3 +359,12 @@ class Declarer:
         if text not in self._warned:
             self._warned.add(text)
             log.warning("%s", text)
+
+
+_SHARDS = re.compile(r"current is [^\n]*\.shards\.(\d+)'")
+
+
+def counted_shards(reply: str) -> int:
+    """Return the number of shards in RabbitMQ's refusal of another; 0 where it says none."""
+    found = _SHARDS.search(reply)
+    return int(found[1]) if found is not None else 0

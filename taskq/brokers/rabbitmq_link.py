@@ -7,6 +7,7 @@ from typing import Any
 
 from taskq.brokers.amqp_connection import StockConnection
 from taskq.brokers.amqp_session import Session, open_session
+from taskq.brokers.shapes import parse_shard
 
 
 class Ledger:
@@ -49,6 +50,10 @@ class Link:
     Attributes:
         queue: Its name without prefix.
         ledger: Its settlements.
+        ordered: Whether it is a shard: one message at a time, and none overtakes another.
+        left: Whether it closed its channel and is to be replaced.
+        task: What grants its credit now, or did last.
+        name: The queue's name on the broker.
     """
 
     def __init__(
@@ -58,12 +63,16 @@ class Link:
         queue: str,
         name: str,
         receive: Callable[["Link", int, bool, bytes, bytes], None],
+        ordered: bool = False,
     ) -> None:
         self.queue = queue
+        self.ordered = ordered
+        self.left = False
+        self.task: asyncio.Task[None] | None = None
+        self.name = name
         self.ledger = Ledger()
         self._connection = connection
         self._session = session
-        self._name = name
         self._receive = receive
         self._tag = ""
         self._granted = 0
@@ -75,6 +84,9 @@ class Link:
 
     def deliver(self, tag: int, redelivered: bool, raw: bytes, body: bytes) -> None:
         """Take one delivery from the connection."""
+        if self.left:
+            # The closing channel takes it back, to be the first of the next one.
+            return
         self.ledger.delivered = tag
         self._receive(self, tag, redelivered, raw, body)
 
@@ -104,6 +116,12 @@ class Link:
 
     async def _swap(self) -> None:
         wanted = self._wanted
+        if self._tag and self.ordered:
+            if not wanted:
+                await self._leave()
+            else:
+                self._granted = wanted
+            return
         if self._tag:
             tag, self._tag, self._granted = self._tag, "", 0
             await self._session.call("basic_cancel", tag)
@@ -115,15 +133,37 @@ class Link:
             await self._moved.wait()
         if wanted != self._wanted:
             return
-        await self._session.call("basic_qos", prefetch_count=wanted)
+        await self._session.call("basic_qos", prefetch_count=1 if self.ordered else wanted)
         self._tag, self._granted = f"taskq.{uuid.uuid4().hex}", wanted
         await self._consume(self._tag)
+
+    async def _leave(self) -> None:
+        """Close the channel once nothing is in hand: what arrives meanwhile goes back in order.
+
+        A consumer that is only cancelled keeps what it holds while the next one goes on.
+        """
+        while self.ledger.unsettled and not self._wanted:
+            self._moved.clear()
+            await self._moved.wait()
+        if not self._wanted:
+            self.left, self._tag, self._granted = True, "", 0
+            self.keep_order()
+            await self._session.close()
+
+    def keep_order(self) -> None:
+        """Have a shard's channel close as it is: pika would cancel its consumer first.
+
+        RabbitMQ makes another consumer the active one at the cancel, and returns what this one
+        holds only at the close: the next task would overtake it.
+        """
+        if self.ordered:
+            getattr(self._session.channel, "_consumers", {}).clear()
 
     async def _consume(self, tag: str) -> None:
         channel = self._session.channel
 
         def consume(callback: Callable[..., Any]) -> None:
-            self._connection.consume(channel, self._name, tag, self.deliver, callback)
+            self._connection.consume(channel, self.name, tag, self.deliver, callback)
 
         await self._session.request(consume)
 
@@ -171,8 +211,11 @@ async def open_link(
         on_close: Called when channel or consumer ended, with the reason.
     """
     session = await open_session(connection, loop)
-    session.closed.add_done_callback(lambda done: on_close(str(done.result())))
+    link = Link(connection, session, queue, name, receive, parse_shard(queue) is not None)
+    session.closed.add_done_callback(
+        lambda done: None if link.left else on_close(str(done.result()))
+    )
     session.channel.add_on_cancel_callback(
         lambda _: on_close(f"RabbitMQ cancelled the consumer of queue {name}; was it deleted?")
     )
-    return Link(connection, session, queue, name, receive)
+    return link

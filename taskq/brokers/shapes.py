@@ -3,11 +3,12 @@
 Pure names and numbers, the same for every broker and every process.
 """
 
+import hashlib
 import re
 from dataclasses import dataclass
 from typing import Final
 
-from taskq.errors import ConfigError
+from taskq.errors import ConfigError, ShardsChanged
 
 HIGH_SUFFIX: Final = ".high"
 """Ends the name of the queue that takes a quorum queue's urgent messages."""
@@ -88,3 +89,39 @@ def parse_shard(name: str) -> tuple[str, int, int] | None:
         return None
     count, index = int(found[2]), int(found[3])
     return (found[1], count, index) if index < count else None
+
+
+def shard_index(key: str, count: int) -> int:
+    """Return which of `count` shards a key belongs to; the same in every process and release.
+
+    The jump consistent hash of Lamping and Veach: with one shard more, 1/n of the keys move, all of
+    them to the new one.
+    """
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    state = int.from_bytes(digest, "big")
+    found, step = -1, 0
+    while step < count:
+        found = step
+        state = (state * 2862933555777941757 + 1) % 2**64
+        step = int((found + 1) * (2**31 / ((state >> 33) + 1)))
+    return found
+
+
+def shard_for(queue: str, key: str, count: int) -> str:
+    """Return the shard of a queue that a key belongs to."""
+    return shard_name(queue, count, shard_index(key, count))
+
+
+def shards_changed(queue: str, count: int, there: int) -> ShardsChanged:
+    """Return the error that a queue has another number of shards than its app declares.
+
+    Args:
+        queue: Its name.
+        count: What the app declares.
+        there: What the broker has; 0 when that is not known.
+    """
+    return ShardsChanged(
+        f"queue {queue} has {there or 'another number of'} shards on the broker, this app declares "
+        f"{count}; stop its workers and senders, run `taskq queues reshard {queue}`, and start "
+        "them again, or change the number back"
+    )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from taskq import clock
-from taskq.brokers import sqlite_control, sqlite_dead, sqlite_rows, sqlite_topics
+from taskq.brokers import sqlite_control, sqlite_dead, sqlite_rows, sqlite_shards, sqlite_topics
 from taskq.brokers.base import (
     DEAD_QUEUE,
     Broker,
@@ -107,6 +107,7 @@ class SqliteBroker(Broker):
         if self.options.declare == "create":
             with self._database.writing(self._timeout_s) as connection:
                 now_ms = clock.now_ms()
+                sqlite_shards.check_layout(connection, self.options.prefix, names)
                 connection.executemany(sqlite_rows.ADD_QUEUE, [(name, now_ms) for name in names])
             return
         if self.options.declare == "never":
@@ -199,6 +200,11 @@ class SqliteBroker(Broker):
             deleted += count
             if count < _PURGE_ROWS:
                 return deleted
+
+    def reshard(self, queue: str, count: int) -> int:
+        """Move what waits in a queue's shards, in one transaction; see `Broker`."""
+        with translated(), self._database.writing(self._timeout_s) as connection:
+            return sqlite_shards.reshard(connection, self.options.prefix, queue, count)
 
     def sweep_dead(self, visit: Callable[[Delivery], Verdict]) -> int:
         """Show the dead letters to `visit`; see `Broker`."""

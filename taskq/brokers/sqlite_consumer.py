@@ -16,6 +16,7 @@ from typing import Any, Final
 from taskq import clock
 from taskq.brokers import sqlite_control, sqlite_rows
 from taskq.brokers.base import BrokerOptions, Consumer, Delivery, Sink
+from taskq.brokers.shapes import parse_shard
 from taskq.brokers.sqlite_hand import Hand, Receipt
 from taskq.brokers.sqlite_leases import Lease, Silent, expire
 from taskq.embedded.database import Database
@@ -78,6 +79,7 @@ class SqliteConsumer(Consumer):
         self._good_s = 0.0
         self._looked_s = 0.0
         self._claims = self._aged_turns = 0
+        self._ordered = frozenset(name for name in self._queues if parse_shard(name) is not None)
 
     def start(self) -> None:
         """Begin to consume; see `Consumer`."""
@@ -264,6 +266,7 @@ class SqliteConsumer(Consumer):
         with self._database.reading(_LOCK_S) as connection:
             ready = any(
                 connection.execute(sqlite_rows.ANY_READY, (prefix + name,)).fetchone()
+                and not self._is_taken(connection, name)
                 for name in room
             )
             (due_ms,) = connection.execute(sqlite_rows.NEXT_DUE).fetchone()
@@ -297,8 +300,10 @@ class SqliteConsumer(Consumer):
         owner = self._lease.owner
         for name in self._room():
             count = min(self._hand.count_for(name, len(deliveries)), _CLAIM_ROWS - len(deliveries))
-            if count <= 0:
+            if count <= 0 or self._is_taken(connection, name):
                 continue
+            if name in self._ordered:
+                count = 1
             rows = self._aged(connection, name, count)
             rows += sqlite_rows.claim(
                 connection, self._options.prefix + name, owner, count - len(rows)
@@ -308,6 +313,13 @@ class SqliteConsumer(Consumer):
                 for seq, tries, message, error in rows
             ]
         return deliveries, len(deliveries) >= _CLAIM_ROWS
+
+    def _is_taken(self, connection: sqlite3.Connection, name: str) -> bool:
+        """Return whether a shard's task is in some worker's hands: the next one waits for it."""
+        if name not in self._ordered:
+            return False
+        row = connection.execute(sqlite_rows.ANY_LEASED, (self._options.prefix + name,)).fetchone()
+        return row is not None
 
     def _aged(
         self, connection: sqlite3.Connection, name: str, count: int

@@ -10,6 +10,7 @@ from typing import Any, Final
 from taskq import clock
 from taskq.brokers import sqlite_events, sqlite_rows, sqlite_rpc, sqlite_topics
 from taskq.brokers.base import DEAD_QUEUE, BrokerOptions, Outgoing
+from taskq.brokers.sqlite_shards import check_layout
 from taskq.embedded.database import Database
 from taskq.embedded.faults import Trouble
 from taskq.embedded.forks import tell_of_forks
@@ -209,6 +210,8 @@ class Outbox:
     ) -> set[str]:
         """Create the queues of messages; or return those, with prefix, that may not be created."""
         queues = {self._options.prefix + item.queue for item in items if not item.dead}
+        if any(".shard." in name for name in queues):
+            check_layout(connection, self._options.prefix, queues)
         if self._options.declare == "create":
             connection.executemany(sqlite_rows.ADD_QUEUE, [(name, now_ms) for name in queues])
             return set()

@@ -37,6 +37,7 @@ _LEASED: Final = f"messages INDEXED BY messages_leased WHERE state = {LEASED}"
 _DELAYED: Final = f"messages INDEXED BY messages_delayed WHERE state = {DELAYED}"
 _DEAD: Final = f"messages INDEXED BY messages_dead WHERE state = {DEAD}"
 
+ANY_LEASED: Final = f"SELECT 1 FROM {_LEASED} AND queue = ? LIMIT 1"
 ANY_READY: Final = f"SELECT 1 FROM {_READY} AND queue = ? LIMIT 1"
 NEXT_DUE: Final = f"SELECT min(due_ms) FROM {_DELAYED}"
 PROMOTE: Final = (

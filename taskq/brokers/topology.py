@@ -185,6 +185,15 @@ class Topology:
         }
         return Queue(self.prefix + queue, arguments, exchange, "#")
 
+    def shards_exchange(self, queue: str, count: int) -> Exchange:
+        """Exchange that nobody uses: its alternate's name says how many shards a queue has.
+
+        RabbitMQ refuses to declare it with another number, so that no sender and no worker can
+        use another layout than the one whose messages are there.
+        """
+        name = f"{self.prefix}{queue}.shards"
+        return Exchange(name, "fanout", {"alternate-exchange": f"{name}.{count}"})
+
     def delay_exchange(self, bucket: int) -> Exchange:
         """Exchange of one delay; a fanout, so the routing key stays the work queue's name."""
         return Exchange(self.delay(bucket), "fanout", {})
@@ -234,25 +243,27 @@ class Topology:
         return Queue(name, self._work_arguments(queue), self.due, name)
 
     def _work_arguments(self, queue: str) -> Arguments:
-        shape = self._shapes.get(queue)
+        shape, ordered = self._shapes.get(queue), parse_shard(queue) is not None
         if shape is not None and shape.max_priority:
             return {
                 "x-queue-type": "classic",
                 "x-max-priority": shape.max_priority,
                 "x-dead-letter-exchange": self.dead,
             }
-        if self._layout == "celery":
+        if self._layout == "celery" and not ordered:
             # Celery declares its queues without arguments and would stop at a mismatch.
             return {}
         if self._queue_type == "classic":
-            return {"x-queue-type": "classic", "x-dead-letter-exchange": self.dead}
-        return {
+            classic = {"x-queue-type": "classic", "x-dead-letter-exchange": self.dead}
+            return {**classic, "x-single-active-consumer": True} if ordered else classic
+        usual = {
             "x-queue-type": "quorum",
             "x-delivery-limit": DELIVERY_LIMIT,
             "x-dead-letter-exchange": self.dead,
             "x-dead-letter-strategy": "at-least-once",
             "x-overflow": "reject-publish",
         }
+        return {**usual, "x-single-active-consumer": True} if ordered else usual
 
 
 _INEQUIVALENT = re.compile(

@@ -19,6 +19,7 @@ from taskq.cli.pauses import (
     pauses_by_name,
     resume,
 )
+from taskq.cli.shards import reshard
 
 
 @click.group(
@@ -33,7 +34,7 @@ def queues() -> None:
     """Look at queues, pause them, and empty them."""
 
 
-for _command in (pause, resume, drain):
+for _command in (pause, resume, drain, reshard):
     queues.add_command(_command)
 
 

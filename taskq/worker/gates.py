@@ -26,6 +26,7 @@ from taskq.worker.endings import Case, Ending
 from taskq.worker.held import Held
 from taskq.worker.intake import Intake
 from taskq.worker.manifest import Manifest
+from taskq.worker.shards import Forward
 
 log = logging.getLogger("taskq.worker.flow")
 
@@ -363,6 +364,8 @@ def make_gates(
     Raises:
         ConfigError: If a task declares what needs a store, and there is none.
     """
+    if forward := Forward(manifest.shapes, worker, results is not None):
+        intake.gates = [*intake.gates, forward]
     if results is not None:
         return Gates(manifest, results, worker, intake)
     for name, info in manifest.tasks.items():

@@ -80,7 +80,7 @@ class Hub:
         self.name = name
         self.settings = settings
         self.manifest = manifest = manifest.of_worker(name, broker)
-        self.queues = settings.queues or manifest.queues()
+        self.queues = manifest.consumed(settings.queues or manifest.queues())
         self.held: dict[int, Held] = {}
         self.ready = Ready(manifest.settings.priority_aging)
         self.early = Early(asyncio.get_running_loop(), self._due)

@@ -3,12 +3,13 @@
 The process that imports the app sends this over once; no user code ever runs in the hub.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from taskq.app import TaskQ
 from taskq.brokers.base import Broker
+from taskq.brokers.shapes import QueueShape
 from taskq.config import Settings
 from taskq.errors import TimeLimitExceeded, WorkerLost
 from taskq.retry import Jitter, RetryPolicy
@@ -98,6 +99,7 @@ class Manifest:
         tasks: Declarations by task name.
         tells_dead: Whether somebody listens for dead letters.
         bindings: What subscribers' queues get.
+        shapes: Queues that differ from the usual.
     """
 
     app: str
@@ -105,6 +107,15 @@ class Manifest:
     tasks: Mapping[str, TaskInfo]
     tells_dead: bool = False
     bindings: tuple[Binding, ...] = ()
+    shapes: tuple[QueueShape, ...] = ()
+
+    def consumed(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return the queues to take from for these names: a sharded one is many."""
+        shapes = {shape.name: shape for shape in self.shapes}
+        found: dict[str, None] = {}
+        for name in names:
+            found.update(dict.fromkeys(shapes[name].names() if name in shapes else (name,)))
+        return tuple(found)
 
     def queues(self) -> tuple[str, ...]:
         """Return the queues to consume by default: `default`'s, then those of the tasks."""
@@ -132,6 +143,7 @@ class Manifest:
             "settings": asdict(self.settings),
             "tasks": {name: asdict(info) for name, info in self.tasks.items()},
             "tells_dead": self.tells_dead,
+            "shapes": [asdict(shape) for shape in self.shapes],
         }
 
     @classmethod
@@ -146,7 +158,8 @@ class Manifest:
             for name, info in wire["tasks"].items()
         }
         bindings = tuple(Binding(*parts) for parts in wire["bindings"])
-        return cls(wire["app"], Settings(**settings), tasks, wire["tells_dead"], bindings)
+        shapes = tuple(QueueShape(**shape) for shape in wire.get("shapes", ()))
+        return cls(wire["app"], Settings(**settings), tasks, wire["tells_dead"], bindings, shapes)
 
 
 def make_manifest(app: TaskQ) -> Manifest:
@@ -156,4 +169,4 @@ def make_manifest(app: TaskQ) -> Manifest:
         for name, task in app.tasks.items()
     }
     listens = app.has_listeners("dead_letter")
-    return Manifest(app.name, app.settings, tasks, listens, app.bindings)
+    return Manifest(app.name, app.settings, tasks, listens, app.bindings, app.queues.shapes)

@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from taskq.brokers.base import Broker, QueueDepth
+from taskq.brokers.shapes import parse_shard
 from taskq.errors import BrokerError, BrokerUnavailable
 
 if TYPE_CHECKING:
@@ -78,7 +79,9 @@ class Watchdog:
 
     async def _look(self) -> None:
         received = self._hub.stats.received
-        queues = [name for name in self._hub.queues if name not in self._hub.pauses.queues]
+        paused = self._hub.pauses.queues
+        # The next task of a shard waits while some worker has the one before.
+        queues = [n for n in self._hub.queues if n not in paused and parse_shard(n) is None]
         try:
             depths = await asyncio.to_thread(self._broker.depths, queues)
         except BrokerError:

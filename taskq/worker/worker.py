@@ -13,11 +13,12 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from taskq.app import TaskQ
 from taskq.brokers import broker_options, open_broker
 from taskq.brokers.base import Broker
+from taskq.brokers.shapes import QueueShape
 from taskq.config import Settings, WorkerSettings
 from taskq.errors import ConfigError
 from taskq.loading import load_app
@@ -40,13 +41,15 @@ def worker_name(settings: WorkerSettings) -> str:
     return settings.name.replace("%h", host) if settings.name else f"{host}-{os.getpid()}"
 
 
-def open_stores(app: str, settings: Settings) -> tuple[Broker, ResultStore | None]:
+def open_stores(
+    app: str, settings: Settings, queues: Sequence[QueueShape] = ()
+) -> tuple[Broker, ResultStore | None]:
     """Open broker and results store as an app's settings say.
 
     Raises:
         ConfigError: For an unusable URL.
     """
-    options = broker_options(app, settings)
+    options = broker_options(app, settings, queues)
     broker = open_broker(settings.broker or "", options)
     store = None
     if settings.results is not None:
@@ -94,7 +97,7 @@ async def _serve(
     # The settling thread must get the interpreter within a fraction of a millisecond when its
     # answer arrives, not after the 5 ms that busy threads keep it by default.
     sys.setswitchinterval(_SWITCH_S)
-    broker, store = stores or open_stores(manifest.app, manifest.settings)
+    broker, store = stores or open_stores(manifest.app, manifest.settings, manifest.shapes)
     loop = asyncio.get_running_loop()
     hub = Hub(name, settings, manifest, launcher, broker, store)
     life = Lifecycle(hub, broker, settings)

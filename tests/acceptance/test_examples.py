@@ -23,6 +23,7 @@ EXAMPLES = [
     "async_tasks.py",
     "schedules.py",
     "limits.py",
+    "priorities_and_order.py",
 ]
 SHOP = "shop/main.py"
 CHECKSUMS = "checksums/main.py"
