@@ -31,7 +31,8 @@ from taskq.errors import BrokerError, ConfigError
 log = logging.getLogger("taskq.broker")
 
 FIRST_BACKOFF_S: Final = 0.2
-MAX_BACKOFF_S: Final = 10.0
+MAX_BACKOFF_S: Final = 4.0
+"""A worker consumes again within 5 s of the moment in which the broker takes connections."""
 CLOSE_TIMEOUT_S: Final = 2.0
 SETUP_TIMEOUT_S: Final = 30.0
 

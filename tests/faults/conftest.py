@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def seconds() -> float:
     """How long the load of one fault lasts."""
-    return 60.0 if LONG else 4.0
+    return 60.0 if LONG else 3.0
 
 
 @pytest.fixture(params=["rabbitmq 3.10", "rabbitmq 4"])

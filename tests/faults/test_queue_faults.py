@@ -6,7 +6,8 @@ from typing import Any
 
 import pika
 import pytest
-from fleet import Fleet, until
+from conftest import LONG
+from fleet import POOLS, Fleet, until
 from servers import RabbitServer
 
 
@@ -66,7 +67,7 @@ def test_a_taskq_queue_declared_otherwise_ends_the_worker_with_78(vhost_fleet: F
     assert "Traceback" not in worker.log()
 
 
-@pytest.mark.parametrize("pool", ["process", "thread", "asyncio", "solo"])
+@pytest.mark.parametrize("pool", POOLS if LONG else POOLS[:2])
 def test_heartbeats_go_on_under_a_task_that_holds_the_lock(
     rabbitmq_url: str, redis_url: str, tmp_path: Path, pool: str
 ) -> None:
