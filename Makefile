@@ -20,3 +20,6 @@ bench: ## compare speed and memory with other task queues on this machine
 
 torture: ## cause faults on private servers for 30 minutes; ARGS="--minutes 3"
 	@sh scripts/python benchmarks/torture.py $(ARGS)
+
+soak: ## run 1,000,000 tasks and watch the memory of each process; ARGS="--tasks 20000"
+	@sh scripts/python benchmarks/soak.py $(ARGS)

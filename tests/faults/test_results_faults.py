@@ -32,19 +32,17 @@ def test_a_results_store_that_comes_back_has_lost_nothing(
     for row in (killed, restarted, slowed):
         # What was in hand is kept there until its state is stored, and is not run again.
         assert row.account.duplicated == 0
+    _emptied(site, redis, seconds)
 
 
-def test_a_results_store_that_was_emptied_costs_results_and_no_task(
-    private_site: Site, private_redis: RedisServer, seconds: float
-) -> None:
+def _emptied(site: Site, redis: RedisServer, seconds: float) -> None:
     """FLUSHALL by mistake: what was known is gone, what was sent still runs."""
-    site = private_site
     site.bench.fleet.fill()
     load = Load(site.bench.app, 60, site.rng)
     load.start()
     for _ in range(3):
         time.sleep(seconds / 4)
-        private_redis.ctl("FLUSHALL")
+        redis.ctl("FLUSHALL")
     time.sleep(seconds / 4)
     load.stop()
 

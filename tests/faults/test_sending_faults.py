@@ -168,8 +168,10 @@ def private_names() -> list[str]:
     return [f"q{number}" for number in range(20)]
 
 
-def test_a_broker_that_stands_still_hangs_no_send(opener: Open, node: RabbitServer) -> None:
-    """SIGSTOP: the kernel takes connections for it, and nobody answers."""
+def test_a_broker_that_stands_still_or_is_full_hangs_no_send(
+    opener: Open, node: RabbitServer
+) -> None:
+    """SIGSTOP: the kernel takes connections for it, and nobody answers. An alarm: it says so."""
     broker = opener(node.url)
     send(broker, outgoing(), timeout_s=30)
     node.pause()
@@ -182,11 +184,6 @@ def test_a_broker_that_stands_still_hangs_no_send(opener: Open, node: RabbitServ
     assert all(error is not None for error in errors[1:])
     until_sent(broker)
 
-
-def test_a_disk_alarm_is_told_to_senders(opener: Open, node: RabbitServer) -> None:
-    """The broker is full: sends raise in time and say so, and go on when there is room."""
-    broker = opener(node.url)
-    send(broker, outgoing(), timeout_s=30)
     alarm = "{{resource_limit, disk, node()}, []}"
     node.eval(f"rabbit_alarm:set_alarm({alarm})")
     reasons: list[str] = []
