@@ -73,6 +73,7 @@ def _delete_objects(url: str, prefix: str) -> None:
     import pika
 
     from taskq.brokers.amqp_url import parse_urls
+    from taskq.brokers.shapes import high_part
     from taskq.brokers.topology import GRID, Topology
 
     if not prefix:
@@ -84,7 +85,7 @@ def _delete_objects(url: str, prefix: str) -> None:
         channel = connection.channel()
         delays = [topology.delay(bucket) for bucket in GRID]
         own = (topology.dead, topology.replay, *delays)
-        for name in (topology.on_broker(QUEUE), *own):
+        for name in (topology.on_broker(QUEUE), topology.on_broker(high_part(QUEUE)), *own):
             channel.queue_delete(name)
         events = topology.on_broker(EXCHANGE)
         for name in (topology.due, topology.control, events, *own):
