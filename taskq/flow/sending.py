@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from taskq.brokers.base import Publishing
 from taskq.calls import Prepared
 from taskq.errors import AlreadyQueued, ConfigError, PublishError, ResultsUnavailable
-from taskq.message import CLAIMED, KEYS, SENT
+from taskq.message import CLAIMED, KEYS, SENT_AT
 from taskq.task import BaseTask
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def stamp(
         if flow.unique in ("s", "d", "w"):
             keys[CLAIMED] = ""
         elif flow.unique == "b":
-            keys[SENT] = str(time.time_ns() // 1000)
+            keys[SENT_AT] = str(time.time_ns() // 1000)
     if idempotency_key is not None:
         keys["i"] = _own_key(idempotency_key)
     if not keys:

@@ -18,7 +18,7 @@ from taskq.flow.asks import DONE, DUPLICATE, GO, PASSED, SUPERSEDED, WAIT, Ask, 
 from taskq.flow.keys import cell_name, read_keys, split_cell
 from taskq.flow.store import FlowStore
 from taskq.flow.stores import open_flow
-from taskq.message import CLAIMED, DUE, KEYS, SENT, WAITED
+from taskq.message import CLAIMED, DUE, KEYS, SENT_AT, WAITED
 from taskq.results.base import ResultStore, is_terminal
 from taskq.worker import endings
 from taskq.worker.admission import DUPLICATE as REPEATED
@@ -110,7 +110,7 @@ class Plan:
 
 
 def _sent_us(keys: Mapping[str, Any]) -> int:
-    sent = keys.get(SENT)
+    sent = keys.get(SENT_AT)
     # Anyone may have set it.
     good = isinstance(sent, str) and sent.isascii() and sent.isdigit() and len(sent) < 17
     return int(sent) if good and isinstance(sent, str) else 0
