@@ -91,7 +91,7 @@ def test_sends_wait_on_disk_and_leave_in_order(
     line = new_proxy(shared_rabbitmq.port)
     vhost = rabbitmq_url.rpartition("/")[2]
     # A patient first send, which also declares the queue.
-    app = open_app(f"amqp://127.0.0.1:{line.port}/{vhost}", publish_timeout_s=5.0)
+    app = open_app(f"amqp://127.0.0.1:{line.port}/{vhost}", publish_timeout_s=10.0)
     sent = send(app, 0)
     assert not waiting(tmp_path)
 
@@ -123,7 +123,7 @@ def test_what_a_process_left_is_sent_by_the_next(
     first.close()
     assert waiting(tmp_path) == 5
 
-    sent += send(open_app(rabbitmq_url), 5)
+    sent += send(open_app(rabbitmq_url, publish_timeout_s=30.0), 5)
 
     assert taken(rabbitmq_url, 6) == sent
 
@@ -139,7 +139,7 @@ def test_processes_share_a_file(
     for app in away:
         app.close()
 
-    for app in [open_app(rabbitmq_url) for _ in range(3)]:
+    for app in [open_app(rabbitmq_url, publish_timeout_s=30.0) for _ in range(3)]:
         sent += send(app, 0)
 
     assert sorted(taken(rabbitmq_url, len(sent))) == sorted(sent)
@@ -162,7 +162,7 @@ def _add(number: int) -> int:
 
 def test_what_is_refused_is_not_kept(open_app: OpenApp, rabbitmq_url: str, tmp_path: Path) -> None:
     """It would be refused again; the caller can still be told."""
-    app = open_app(rabbitmq_url, declare="passive", publish_timeout_s=10.0)
+    app = open_app(rabbitmq_url, declare="passive", publish_timeout_s=30.0)
 
     with pytest.raises(PublishError, match="unroutable"):
         send(app, 0)
@@ -178,11 +178,11 @@ def test_what_is_refused_later_becomes_a_dead_letter(
     lost = first.send_task("add", (1,), queue="missing").id
     send(first, 0, 3)
     first.close()
-    healthy = open_app(rabbitmq_url, spool=None, publish_timeout_s=10.0)
+    healthy = open_app(rabbitmq_url, spool=None, publish_timeout_s=30.0)
     send(healthy, 0)
     healthy.broker.declare(["default"])
 
-    last = open_app(rabbitmq_url, declare="passive", publish_timeout_s=10.0)
+    last = open_app(rabbitmq_url, declare="passive", publish_timeout_s=30.0)
     send(last, 0)
 
     assert len(taken(rabbitmq_url, 5)) == 5
