@@ -219,6 +219,18 @@ def test_an_unknown_task_waits_for_a_worker_that_knows_it(fleet: Fleet, tmp_path
     handle = fleet.send("brand_new", 20, 3)
 
     old.until_log("parked unknown task")
+    until(
+        lambda: (
+            [
+                (task["task"], task["id"])
+                for answer in fleet.app.broker.ask({"command": "unknown"}, 1.0)
+                for task in answer.get("tasks", [])
+            ]
+            == [("brand_new", handle.id)]
+        ),
+        "the answer of `inspect unknown`",
+        60,
+    )
     assert fleet.send("add", 1, 2).get(timeout=10) == 3
     (tmp_path / "release.py").write_text(
         "from taskq import TaskQ\n"
