@@ -99,6 +99,12 @@ class Child:
             self.taking_back = True
             self._send("back")
 
+    def drop(self) -> list[Held]:
+        """Return what it holds, and take no word of it from now on."""
+        dropped = list(self.held.values())
+        self.held.clear()
+        return dropped
+
     def cancel(self, tags: list[int]) -> None:
         """Interrupt running tasks."""
         self._send("cancel", tags)

@@ -161,6 +161,10 @@ class Lifecycle:
             hub.cold = True
             hub.pool.kill_all()
             await self._wait(lambda: not hub.held, _CANCEL_WAIT_S, heed_cold=False)
+            for child in hub.pool.children:
+                # In solo nobody can be killed: left to the connection's end, the message would
+                # come back as lost with its worker, at the price of an attempt.
+                hub.executor_lost(child.drop(), "stopped")
         if hub.manifest.tells_dead:
             # Executors must still be there when the last letters are durable.
             await self._wait(lambda: not hub.unsettled, _CANCEL_WAIT_S)
