@@ -64,7 +64,8 @@ class PublishError(BrokerError):
 
     Attributes:
         task_id: Id of the message that was not confirmed.
-        reason: `unroutable`, `nacked`, `blocked`, `unavailable`, `timeout` or `refused`.
+        reason: `unroutable`, `nacked`, `blocked`, `unavailable`, `timeout`, `refused`, or `denied`
+            (wrong credentials, no such vhost).
         failed_ids: Ids of all messages of the same batch that were not confirmed.
     """
 

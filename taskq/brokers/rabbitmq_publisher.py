@@ -162,7 +162,7 @@ class Publisher:
                 await self._open(loop)
                 return
             except AccessDenied as error:
-                self._fail_waiting("refused", str(error))
+                self._fail_waiting("denied", str(error))
                 return
             except (BrokerUnavailable, ChannelClosed) as error:
                 self._trouble = str(error)

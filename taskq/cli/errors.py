@@ -43,6 +43,8 @@ def exit_code(error: Exception) -> int:
     if isinstance(error, Failure):
         return error.code
     if isinstance(error, PublishError):
+        if error.reason == "denied":
+            return EX_CONFIG
         return EX_UNAVAILABLE if error.reason in _AWAY else EX_FAILURE
     if isinstance(error, ConfigError):
         return EX_CONFIG

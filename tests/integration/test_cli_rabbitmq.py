@@ -40,6 +40,21 @@ def test_a_wrong_password_is_seen(user: User, rabbitmq_url: str) -> None:
     assert "wrong" not in json.dumps(found), "a password is printed nowhere"
 
 
+@pytest.mark.parametrize("words", [["call", "a"], ["queues", "ls"], ["dead", "ls"]])
+@pytest.mark.parametrize("mistake", [r"//[^@]*@ //nobody:wrong@", r"/[^/]*$ /nosuch"])
+def test_wrong_credentials_are_a_mistake_of_configuration(
+    user: User, rabbitmq_url: str, words: list[str], mistake: str
+) -> None:
+    """No waiting cures them, whichever command meets them: exit code 78, and no password."""
+    pattern, _, instead = mistake.partition(" ")
+    wrong = re.sub(pattern, instead, rabbitmq_url)
+
+    done = user.run(*words, code=78, env={"TASKQ_BROKER": wrong})
+
+    assert done.stderr.count("Error: ") == 1
+    assert "nobody:wrong" not in done.stderr
+
+
 def test_a_queue_of_dead_letters_with_other_arguments_is_seen(
     user: User, rabbitmq_url: str, channel: Any
 ) -> None:

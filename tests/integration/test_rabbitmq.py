@@ -104,7 +104,7 @@ def test_a_refused_login_or_vhost_is_said_at_once(
     error = fail(broker, timeout_s=20)
 
     assert time.monotonic() - started < 10
-    assert error.reason == "refused"
+    assert error.reason == "denied"
     assert named in str(error)
     with pytest.raises(ConfigError, match=named):
         broker.declare(["q"])
