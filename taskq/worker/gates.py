@@ -224,6 +224,10 @@ class Gates:
             asks.append((at, ask))
         return asks
 
+    def idle(self) -> bool:
+        """Return whether no delivery of the batch was asked about; see `Gate`."""
+        return not self._judged
+
     def ask(self, batch: Sequence[Held]) -> Sequence[Ending | None]:
         """Return what becomes of each delivery; see `Gate`."""
         judged, self._judged = self._judged, {}

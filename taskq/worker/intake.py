@@ -30,6 +30,9 @@ Judged = Sequence[tuple[Held, Ending | None]]
 class Gate(Protocol):
     """What may hold back an admitted delivery: limits of rate or of number."""
 
+    def idle(self) -> bool:
+        """Return whether it has nothing to say of the batch whose records were just fetched."""
+
     def ask(self, batch: Sequence[Held]) -> Sequence[Ending | None]:
         """Return for each delivery None to let it start, or what becomes of it (`deferred`).
 
@@ -129,6 +132,8 @@ class Intake:
         judge = self._admission.judge
         verdicts = [judge(held, data) for held, data in zip(batch, records, strict=True)]
         for gate in self.gates:
+            if gate.idle():
+                continue
             now_ms = clock.now_ms()
             open_at = [
                 at

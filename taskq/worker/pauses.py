@@ -131,6 +131,10 @@ class PauseWatch:
         for kind, name in sorted(before - after):
             log.info("resumed %s %s", kind, name)
 
+    def idle(self) -> bool:
+        """Return False: it stands in the way only while something is paused; see `Gate`."""
+        return False
+
     def ask(self, batch: Sequence[Held]) -> Sequence[Ending | None]:
         """Return what becomes of deliveries that are paused, None for the others; see `Gate`."""
         if not self._known:

@@ -25,6 +25,10 @@ class Forward:
     def __bool__(self) -> bool:
         return bool(self._counts)
 
+    def idle(self) -> bool:
+        """Return False: any delivery may have to go on; see `Gate`."""
+        return False
+
     def ask(self, batch: Sequence[Held]) -> Sequence[Ending | None]:
         """Return for each delivery None, or that it is sent on to its shard."""
         return [self._verdict(held) for held in batch]
