@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ Measured = dict[str, float]
 _QUICK = 5
 
 
-def _drain(processes: int) -> Callable[[Stage, float], Measured]:
+def _drain(processes: int, task: str = "noop") -> Callable[[Stage, float], Measured]:
     def case(stage: Stage, scale: float) -> Measured:
         count = _count(stage, scale)
-        fill = stage.send("fill", count=count)
+        fill = stage.send("fill", task, count)
         return {**stage.drain(count, processes), "fill_per_s": fill["per_s"]}
 
     return case
@@ -99,32 +100,54 @@ def _sending_threads(stage: Stage, scale: float) -> Measured:
     return measured
 
 
-CASES: dict[str, tuple[bool, Callable[[Stage, float], Measured]]] = {
-    "no-ops, results off": (False, _drain(1)),
-    "no-ops, results on": (True, _drain(1)),
-    "no-ops, results on, 2 processes": (True, _drain(2)),
-    "1 KB argument, results on": (True, _payload(1_000, 0.5)),
-    "100 KB argument, results on": (True, _payload(100_000, 0.02)),
-    "every task fails once, results on": (True, _fail_once),
-    "10 ms in 100 threads": (False, _threads),
-    "10 ms in 100 coroutines": (False, _coroutines),
-    "round trip, idle": (True, _round_trip),
-    "idle worker": (True, _idle),
-    "one send": (False, _single),
-    "sends of 8 threads": (False, _sending_threads),
+@dataclass(frozen=True)
+class Case:
+    """One case.
+
+    Attributes:
+        run: What is done on a stage, scaled.
+        results: Whether results are kept.
+        own: Whether only taskq has it.
+        env: Further environment of worker and senders.
+    """
+
+    run: Callable[[Stage, float], Measured]
+    results: bool = True
+    own: bool = False
+    env: dict[str, str] = field(default_factory=dict)
+
+
+CASES: dict[str, Case] = {
+    "no-ops, results off": Case(_drain(1), results=False),
+    "no-ops, results on": Case(_drain(1)),
+    "no-ops, results on, 2 processes": Case(_drain(2)),
+    "no-ops, results on, events off": Case(_drain(1), own=True, env={"BENCH_EVENTS": "off"}),
+    "no-ops with rate limit and slots": Case(_drain(1, "limited"), own=True),
+    "no-ops with all limits": Case(_drain(1, "all_limits"), own=True),
+    "1 KB argument, results on": Case(_payload(1_000, 0.5)),
+    "100 KB argument, results on": Case(_payload(100_000, 0.02)),
+    "every task fails once, results on": Case(_fail_once),
+    "10 ms in 100 threads": Case(_threads, results=False),
+    "10 ms in 100 coroutines": Case(_coroutines, results=False),
+    "round trip, idle": Case(_round_trip),
+    "idle worker": Case(_idle),
+    "one send": Case(_single, results=False),
+    "sends of 8 threads": Case(_sending_threads, results=False),
 }
-"""Name to (results kept, what is done)."""
 
 
 def measure(
     case: str, system: System, servers: Servers, peers: Path, scale: float
 ) -> Measured | None:
     """Run one case on one system; None where it has no such thing or the run is void."""
-    results, run = CASES[case]
-    if run is _coroutines and system.coroutines is None:
+    chosen = CASES[case]
+    if chosen.own and not system.own:
+        return None
+    if chosen.run is _coroutines and system.coroutines is None:
         return None
     try:
-        return run(Stage(system, servers, peers, results), scale)
+        stage = Stage(system, servers, peers, chosen.results, chosen.env)
+        return chosen.run(stage, scale)
     except Void as reason:
         print(f"void: {case}: {reason}", file=sys.stderr, flush=True)
         return None

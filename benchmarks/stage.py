@@ -7,9 +7,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 HERE = Path(__file__).parent
@@ -64,7 +65,14 @@ class Stage:
         results: Whether it keeps results.
     """
 
-    def __init__(self, system: System, servers: Servers, peers: Path, results: bool) -> None:
+    def __init__(
+        self,
+        system: System,
+        servers: Servers,
+        peers: Path,
+        results: bool,
+        env: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.system = system
         self.results = results
         self._python = sys.executable if system.own else str(peers / "bin/python")
@@ -77,6 +85,7 @@ class Stage:
         self._env = {
             **{name: text for name, text in os.environ.items() if not name.startswith("TASKQ_")},
             **system.env,
+            **env,
             "BENCH_BROKER": broker,
             "BENCH_RESULTS": kept if results else "",
             "BENCH_COUNTS": str(self._counts),

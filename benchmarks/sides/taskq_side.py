@@ -1,14 +1,16 @@
 """taskq as it comes: quorum queue, confirms, late acknowledgement."""
 
+import os
 import time
 from asyncio import sleep
 from typing import Any
 
 from common import BROKER, IO_S, RESULTS, Failed, counter, main
 
-from taskq import RetryPolicy, TaskQ
+from taskq import CircuitBreaker, RetryBudget, RetryPolicy, TaskQ
 
-app = TaskQ("bench", broker=BROKER, results=RESULTS or "off")
+EVENTS = os.environ.get("BENCH_EVENTS", "on")
+app = TaskQ("bench", broker=BROKER, results=RESULTS or "off", events=EVENTS)
 
 
 @app.task(name="noop")
@@ -41,8 +43,31 @@ async def aio() -> None:
     counter.add()
 
 
+if RESULTS:
+    MANY: Any = {"rate_limit": "1000000/s", "rate_burst": 1_000_000, "max_concurrency": 10_000}
+
+    @app.task(name="limited", **MANY)
+    def limited() -> None:
+        counter.add()
+
+    @app.task(
+        name="all_limits",
+        unique="until_done",
+        unique_key="args[0]",
+        idempotency_key="args[0]",
+        circuit_breaker=CircuitBreaker(failures=5, window_s=60, reset_s=30),
+        retry_budget=RetryBudget(share=0.1),
+        **MANY,
+    )
+    def all_limits(number: int) -> None:
+        counter.add()
+
+
 def bulk(task: str, calls: list[Any]) -> None:
     signature = app.tasks[task].s
+    if task == "all_limits":
+        # Each call has a key of its own, or all but one would be duplicates.
+        calls = [(number,) for number in range(len(calls))]
     app.send_many(signature(*args) for args in calls)
 
 
