@@ -188,7 +188,10 @@ class RabbitConsumer(Consumer):
         self._generation += 1
         up = False
         try:
-            await asyncio.wait_for(self._set_up(connection), SETUP_TIMEOUT_S)
+            # Not wait_for: in Python 3.11 it swallows the cancellation by a `close` that comes in
+            # the moment in which the setup is done, and `close` would wait for this task for ever.
+            async with asyncio.timeout(SETUP_TIMEOUT_S):
+                await self._set_up(connection)
             if not lost.done():
                 self._was_up = up = True
                 self._sink.connection(True, f"consuming from {endpoint.masked}")

@@ -39,7 +39,16 @@ def test_call_result_and_inspect_with_a_worker(user: User) -> None:
             lambda: user.run("inspect", "active", "--json").json(), "the task among the active"
         )
         assert active[0]["id"] == task_id
-        assert set(active[0]) == {"worker", "id", "task", "queue", "attempt", "runtime_s", "pid"}
+        assert set(active[0]) == {
+            "worker",
+            "id",
+            "task",
+            "queue",
+            "attempt",
+            "runtime_s",
+            "pid",
+            "cancelled",
+        }
 
         workers = user.run("inspect", "workers", "--json").json()
         assert [row["worker"] for row in workers] == ["mine"]
@@ -187,7 +196,7 @@ def test_dead_letters_from_the_listing_to_the_drop(user: User) -> None:
         assert [row["id"] for row in user.run("dead", "ls", *words, "--json").json()] == [other]
     assert user.run("dead", "ls", "--since", "2030-01-01", "--json").json() == []
 
-    shown = user.run("dead", "show", task_id[:8], "--json").json()
+    shown = user.run("dead", "show", task_id[:-2], "--json").json()
     assert (shown["args"], shown["kwargs"]) == (["first"], {})
     assert "raise ValueError(word)" in shown["traceback"]
     assert [attempt["attempt"] for attempt in shown["history"]] == [1]

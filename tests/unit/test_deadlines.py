@@ -160,6 +160,6 @@ def test_no_attempt_begins_after_the_deadline(
 
 def test_what_was_stopped_past_its_deadline_has_expired() -> None:
     """Nobody waits for it any more; it is no failure to look into."""
-    ending = losses.timed_out(case(NOW_MS - 5001), 0.0)
+    ending = losses.timed_out(case(NOW_MS - 5001), "too long", 0.0)
 
     assert ending.code == outcome.EXPIRED
