@@ -37,7 +37,7 @@ def _forget_index(app: TaskQ) -> None:
 @click.command(
     cls=Command,
     examples="""
-    taskq dead replay 1f0c8c
+    taskq dead replay 1f0c8c0e
     taskq dead replay --task mail.send --since 1d --dry-run
     taskq dead replay --all --rate 100 --yes
     taskq dead replay --resume                       go on with one that was cut off
@@ -191,9 +191,9 @@ def _journal(app: TaskQ, job: str) -> Journal | None:
 @click.command(
     cls=Command,
     examples="""
-    taskq dead edit 1f0c8c --args '["ann@example.org"]'
-    taskq dead edit -A shop:app 1f0c8c --kwargs '{"amount": 5}' --replay
-    taskq dead edit 1f0c8c --queue bulk
+    taskq dead edit 1f0c8c0e --args '["ann@example.org"]'
+    taskq dead edit -A shop:app 1f0c8c0e --kwargs '{"amount": 5}' --replay
+    taskq dead edit 1f0c8c0e --queue bulk
     """,
 )
 @click.argument("letter_id", metavar="ID")
@@ -250,14 +250,14 @@ def _only(letters: DeadLetters, letter_id: str) -> DeadLetter:
     if not found:
         raise no_letter(letter_id)
     if len(found) > 1:
-        raise Failure(f"{len(found)} dead letters begin with {letter_id!r}; nothing was changed")
+        raise Failure(f"{len(found)} dead letters end with {letter_id!r}; nothing was changed")
     return found[0]
 
 
 @click.command(
     cls=Command,
     examples="""
-    taskq dead drop 1f0c8c
+    taskq dead drop 1f0c8c0e
     taskq dead drop --reason malformed --before 7d --yes
     taskq dead drop --all
     """,

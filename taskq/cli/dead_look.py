@@ -113,8 +113,8 @@ def _row(letter: DeadLetter) -> Sequence[Any]:
 @click.command(
     cls=Command,
     examples="""
-    taskq dead show 1f0c8c --json
-    taskq dead show -A shop:app 1f0c8c               hides secret positional arguments too
+    taskq dead show 1f0c8c0e --json
+    taskq dead show -A shop:app 1f0c8c0e               hides secret positional arguments too
     """,
 )
 @click.argument("letter_id", metavar="ID")

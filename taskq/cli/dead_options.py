@@ -92,15 +92,18 @@ def choose(letters: DeadLetters, word: str, everything: bool, wanted: Filter) ->
 
     Raises:
         click.UsageError: If it does not say which.
-        Failure: If there is no letter of an id, or none at all.
+        Failure: If there is no letter of an id, several of a shortened one, or none at all.
     """
     if wanted == Filter() and not everything:
         raise click.UsageError(f"which letters? Give IDs, filters, or --all to {word} every one.")
     with progress("dead letters read:") as count:
         chosen = letters.choose(wanted, count)
     for one in wanted.ids:
-        if not any(same_id(letter_id, one) for letter_id in chosen.ids):
+        named = {letter_id for letter_id in chosen.ids if same_id(letter_id, one)}
+        if not named:
             raise no_letter(one)
+        if len(named) > 1 and one not in named:
+            raise Failure(f"{one!r} is the end of {len(named)} ids; give one in full")
     if not chosen.ids and wanted != Filter():
         raise Failure("no dead letter matches; nothing was changed. `taskq dead ls` lists all")
     return chosen

@@ -18,7 +18,7 @@ import click
 from taskq import outcome
 from taskq.cli.errors import Failure
 from taskq.cli.framework import Command
-from taskq.cli.output import STATE_COLOURS, as_text, clean, paint, say, table
+from taskq.cli.output import STATE_COLOURS, as_text, clean, paint, say, short_id, table
 from taskq.dead import DeadLetter, DeadLetters
 from taskq.results.base import Record, decode_record
 
@@ -306,7 +306,10 @@ def _sum_up(steps: Sequence[Step], letters: Sequence[DeadLetter]) -> None:
     say("\nWhat failed for good is not lost; it is among the dead letters:\n")
     table(
         ("ID", "TASK", "REASON", "EXCEPTION"),
-        [(letter.id[:8], letter.task, letter.reason, letter.exception.type) for letter in letters],
+        [
+            (short_id(letter.id), letter.task, letter.reason, letter.exception.type)
+            for letter in letters
+        ],
     )
     say("\n  taskq dead ls          lists them")
     say("  taskq dead show ID     shows arguments, traceback and attempts")

@@ -168,8 +168,8 @@ def pairs(values: Sequence[tuple[str, Any]]) -> None:
 
 
 def short_id(task_id: str) -> str:
-    """Return a UUID's first 8 characters on a terminal, where they are enough to name it."""
-    return task_id[:8] if sys.stdout.isatty() and len(task_id) == _UUID else task_id
+    """Return a UUID's last 8 characters on a terminal, where they are enough to name it."""
+    return task_id[-8:] if sys.stdout.isatty() and len(task_id) == _UUID else task_id
 
 
 class Counter:

@@ -12,7 +12,7 @@ class Filter:
     """Which letters; what is left empty matches every letter.
 
     Attributes:
-        ids: Task ids, or beginnings of at least 6 characters.
+        ids: Task ids, or their endings of at least 8 characters.
         task: Task name; `*` and `?` stand for any text and any character.
         queue: Queue it came from.
         reason: One of `taskq.resend.REASONS`.
@@ -54,5 +54,8 @@ class Filter:
 
 
 def same_id(task_id: str, wanted: str) -> bool:
-    """Return whether `wanted` names a task: its id, or at least the first 6 characters."""
-    return task_id == wanted or (len(wanted) >= 6 and task_id.startswith(wanted))
+    """Return whether `wanted` names a task: its id, or at least the last 8 characters.
+
+    Not the first: ids of version 7 begin with the time, and all letters of a minute would be meant.
+    """
+    return task_id == wanted or (len(wanted) >= 8 and task_id.endswith(wanted))

@@ -196,7 +196,7 @@ def test_dead_letters_from_the_listing_to_the_drop(user: User) -> None:
         assert [row["id"] for row in user.run("dead", "ls", *words, "--json").json()] == [other]
     assert user.run("dead", "ls", "--since", "2030-01-01", "--json").json() == []
 
-    shown = user.run("dead", "show", task_id[:-2], "--json").json()
+    shown = user.run("dead", "show", task_id[-8:], "--json").json()
     assert (shown["args"], shown["kwargs"]) == (["first"], {})
     assert "raise ValueError(word)" in shown["traceback"]
     assert [attempt["attempt"] for attempt in shown["history"]] == [1]

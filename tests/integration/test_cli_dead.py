@@ -184,6 +184,19 @@ def test_a_replay_to_a_queue_that_is_gone_is_refused(user: User, broker: Broker)
     until(lambda: depth(broker) == 1, "the task in the other queue")
 
 
+@EMBEDDED
+def test_a_cut_id_that_means_several_letters_drops_none(user: User, broker: Broker) -> None:
+    """Whoever types the end of an id means one letter."""
+    bury(broker, "first-0192f0c8", "second-0192f0c8", "third-77777777")
+
+    refused = user.run("dead", "drop", "0192f0c8", code=1)
+    user.run("dead", "drop", "77777777")
+    user.run("dead", "drop", "first-0192f0c8")
+
+    assert "end of 2 ids" in refused.stderr
+    assert listed(broker) == {"second-0192f0c8"}
+
+
 def test_an_edited_letter_stays_dead_until_it_is_replayed(user: User, broker: Broker) -> None:
     """The argument was wrong: put it right, look at it again, then send it."""
     bury(broker, "letter-1", "letter-2")

@@ -206,8 +206,9 @@ def test_a_fingerprint_and_an_id_may_be_cut() -> None:
     letter = read(letter_of(task_id="0123456789"))
 
     assert Filter(fingerprint=letter.exception.fingerprint[:6]).matches(letter)
-    assert Filter(ids=("012345",)).matches(letter)
-    assert not Filter(ids=("01234",)).matches(letter), "too short to mean one task"
+    assert Filter(ids=("23456789",)).matches(letter)
+    assert not Filter(ids=("3456789",)).matches(letter), "too short to mean one task"
+    assert not Filter(ids=("012345678",)).matches(letter), "many ids begin with the same time"
 
 
 # --- acting
