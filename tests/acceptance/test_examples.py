@@ -292,7 +292,13 @@ def test_ctrl_c_stops_the_worker_too(tmp_path: Path) -> None:
             subprocess.Popen(
                 [sys.executable, str(ROOT / "examples" / "delays.py")],
                 cwd=tmp_path,
-                env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
+                # Unbuffered, or its first line comes when it is over.
+                env={
+                    **os.environ,
+                    "PYTHONPATH": str(ROOT),
+                    "PYTHONUNBUFFERED": "1",
+                    "TMPDIR": str(tmp_path),
+                },
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
