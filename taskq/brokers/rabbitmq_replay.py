@@ -45,6 +45,7 @@ _STEP_TIMEOUT_S: Final = 30.0
 _OTHER_ENDS_S: Final = 10.0
 """How long the broker may need to notice that a replay was killed."""
 _ASK_AGAIN_S: Final = 0.1
+_SETTLED_S: Final = 1.0
 _RESOURCE_LOCKED: Final = 405
 
 MakeDeclarer = Callable[..., Declarer]
@@ -216,10 +217,16 @@ class RabbitReplay(Replay):
             await asyncio.sleep(_ASK_AGAIN_S)
             reply = await session.call("queue_declare", name, passive=True)
         left = min(reply.message_count, _MOST_HELD)
-        await session.call("basic_qos", prefetch_count=max(left, _PREFETCH))
+        await session.call("basic_qos", prefetch_count=_MOST_HELD)
         tag = f"taskq.replay.{uuid.uuid4().hex}"
         await session.call("basic_consume", name, self._on_message, consumer_tag=tag)
         await self._until(lambda: len(self._arrived) >= left)
+        seen = -1
+        while seen < len(self._arrived):
+            # A quorum queue's count is up to 5 s old. Taken for all, letters whose messages are on
+            # their way already would be sent a second time: it is all when nothing more comes.
+            seen = len(self._arrived)
+            await asyncio.sleep(_SETTLED_S)
         self._waiting = len(self._arrived)
         self.stranded = Counter(tag for _, tag in self._arrived)
 
