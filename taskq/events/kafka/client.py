@@ -88,9 +88,11 @@ def make(kind: str, properties: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: If the client is not installed, or refuses a property.
     """
-    module = load_client()
+    module: Any = load_client()
     if kind == "AdminClient":
-        from confluent_kafka import admin as module
+        from confluent_kafka import admin
+
+        module = admin
     if not properties.get("bootstrap.servers"):
         raise ConfigError(
             "where is Kafka? name its servers: --bootstrap host:9092, "
