@@ -55,7 +55,6 @@ class Lease:
         self._store = store
         # Unique: a scheduler that starts anew under its old name must not inherit the lease.
         self.holder = f"{name or f'{socket.gethostname()}-{os.getpid()}'}#{uuid.uuid4().hex[:8]}"
-        self._lease_s = lease_s
         self._ttl_s = lease_s * _TTL_PART
         self.beat_s = min(1.0, lease_s / _BEATS)
         self.token = 0
@@ -69,14 +68,17 @@ class Lease:
         """Return whether it is certain that no other leads now."""
         return self.token != 0 and clock.monotonic_s() < self._until_s
 
-    def beat(self) -> Beat:
+    def beat(self, done_ms: int = 0) -> Beat:
         """Renew the lease, or take it where that is right.
+
+        Args:
+            done_ms: How far the leader is, see `ScheduleStore.beat`; 0 where that is not known.
 
         Raises:
             ResultsUnavailable: If the store cannot be reached.
         """
         asked_s = clock.monotonic_s()
-        beat = self._ask(self.token != 0 or not self.epoch)
+        beat = self._ask(self.token != 0 or not self.epoch, done_ms)
         if beat.epoch:
             self._empty_since_s = None
         if not beat.token and not beat.holder and self._may_take(beat):
@@ -99,8 +101,9 @@ class Lease:
         """
         return self._ask(False)
 
-    def _ask(self, take: bool) -> Beat:
-        return self._store.beat(self.holder, self.token, round(self._ttl_s * 1000), take=take)
+    def _ask(self, take: bool, done_ms: int = 0) -> Beat:
+        ttl_ms = round(self._ttl_s * 1000)
+        return self._store.beat(self.holder, self.token, ttl_ms, take=take, done_ms=done_ms)
 
     def _may_take(self, beat: Beat) -> bool:
         if beat.epoch == self.epoch:
@@ -109,7 +112,7 @@ class Lease:
         now_s = clock.monotonic_s()
         if self._empty_since_s is None:
             self._empty_since_s = now_s
-        return now_s - self._empty_since_s > self._lease_s
+        return now_s - self._empty_since_s > self._ttl_s
 
     def lost(self) -> None:
         """Be no leader any more; the next beat may take the lease again, as one who was."""

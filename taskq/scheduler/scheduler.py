@@ -168,11 +168,10 @@ class Scheduler:
                 self._beat()
 
     def _beat(self) -> None:
-        beat = self._lease.beat()
+        beat = self._lease.beat(self._done_ms())
         self._beat_due_s = clock.monotonic_s() + self._lease.beat_s
         self._time.set(beat.now_ms)
-        if beat.holder and not beat.token:
-            self._seen_ms = self._time.now_ms()
+        self._seen_ms = max(self._seen_ms, beat.done_ms)
         if self._lease.emptied:
             self._version = 0
             if beat.token:
@@ -188,6 +187,15 @@ class Scheduler:
             self._send_queued()
         if not self._unsent:
             self.trouble = ""
+
+    def _done_ms(self) -> int:
+        """Return up to when every tick was dealt with, as epoch ms; 0 when another knows better."""
+        if not self._leading:
+            return 0
+        open_ms = [self._time.now_ms() + 1, self._plan.next_ms() or _NEVER_MS]
+        open_ms += [tick.due_ms for tick in self._unsent]
+        open_ms += [mark.due_ms for mark in self._unsettled]
+        return min(open_ms) - 1
 
     def _renew(self) -> None:
         """Renew the lease in the midst of long work; what else it says is heard later."""

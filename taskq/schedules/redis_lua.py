@@ -2,7 +2,7 @@
 
 Keys, in this order everywhere: definitions (hash), states (hash: cursor, queued, fired, skipped,
 missed, last id), pauses (hash), open claims (hash: task id to token), declared names (set), changes
-(sorted set: name to version), version, lease, tokens, epoch.
+(sorted set: name to version), version, lease, tokens, epoch, how far leaders are.
 """
 
 import hashlib
@@ -21,12 +21,13 @@ KEYS: Final = (
     "lease",
     "tokens",
     "epoch",
+    "done",
 )
 
 # A state that a hand has broken counts as new, from the moment that is given.
 _HEAD: Final = """
 local DEF, STATE, PAUSE, CLAIM, DECLARED, CHANGES = unpack(KEYS, 1, 6)
-local VERSION, LEASE, TOKENS, EPOCH = unpack(KEYS, 7, 10)
+local VERSION, LEASE, TOKENS, EPOCH, DONE = unpack(KEYS, 7, 11)
 
 local function int(number)
   return string.format('%.0f', number)
@@ -91,7 +92,7 @@ def _script(body: str) -> Script:
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-# ARGV: holder, token, ttl in ms, whether to take a free lease.
+# ARGV: holder, token, ttl in ms, whether to take a free lease, how far the leader is.
 BEAT: Final = _script("""
 local holder, token = ARGV[1], ARGV[2]
 local lease = redis.call('GET', LEASE)
@@ -110,7 +111,12 @@ if mine and not redis.call('GET', EPOCH) then
 end
 local version = redis.call('GET', VERSION) or '0'
 local epoch = redis.call('GET', EPOCH) or ''
-return {mine and token or '0', lease or '', time[1], time[2], version, epoch}
+local done = tonumber(redis.call('GET', DONE) or '0') or 0
+if mine and tonumber(ARGV[5]) > done then
+  done = tonumber(ARGV[5])
+  redis.call('SET', DONE, int(done))
+end
+return {mine and token or '0', lease or '', time[1], time[2], version, epoch, int(done)}
 """)
 
 # ARGV: holder, token.

@@ -64,13 +64,14 @@ class RedisSchedules(ScheduleStore):
     def _run(self, script: Script, *arguments: Any) -> Any:
         return self._link.script(script, self._keys, *arguments)
 
-    def beat(self, holder: str, token: int, ttl_ms: int, *, take: bool) -> Beat:
+    def beat(self, holder: str, token: int, ttl_ms: int, *, take: bool, done_ms: int = 0) -> Beat:
         """Renew or take the lease; see `ScheduleStore`."""
-        own, lease, seconds, micros, version, epoch = self._run(
-            redis_lua.BEAT, holder, token, ttl_ms, int(take)
+        own, lease, seconds, micros, version, epoch, done = self._run(
+            redis_lua.BEAT, holder, token, ttl_ms, int(take), done_ms
         )
         now_ms = int(seconds) * 1000 + int(micros) // 1000
-        return Beat(int(own), _text(lease).partition(" ")[2], now_ms, int(version), _text(epoch))
+        holds = _text(lease).partition(" ")[2]
+        return Beat(int(own), holds, now_ms, int(version), _text(epoch), int(done))
 
     def release(self, holder: str, token: int) -> None:
         """Give the lease back; see `ScheduleStore`."""

@@ -47,7 +47,8 @@ _TABLES: Final = (
         token INTEGER NOT NULL DEFAULT 0,
         ends_ms INTEGER NOT NULL DEFAULT 0,
         version INTEGER NOT NULL DEFAULT 0,
-        epoch TEXT NOT NULL DEFAULT ''
+        epoch TEXT NOT NULL DEFAULT '',
+        done_ms INTEGER NOT NULL DEFAULT 0
     ) WITHOUT ROWID
     """,
 )
@@ -88,11 +89,10 @@ class SqliteSchedules(ScheduleStore):
         try:
             with self._database.writing(self._timeout_s, durable=durable) as connection:
                 try:
-                    connection.execute("SELECT 1 FROM schedule_leaders LIMIT 1")
+                    connection.execute("SELECT done_ms FROM schedule_leaders LIMIT 1")
                 except sqlite3.OperationalError:
-                    # A new file, or one that was put in the place of the old one.
-                    for statement in _TABLES:
-                        connection.execute(statement)
+                    # A new file, one that was put in the place of the old one, or an older one.
+                    _make_tables(connection)
                 yield connection
         except Trouble as trouble:
             raise ResultsUnavailable(trouble.detail) from trouble
@@ -106,17 +106,18 @@ class SqliteSchedules(ScheduleStore):
         ).fetchall()[0]
         return int(version)
 
-    def _leader(self, connection: sqlite3.Connection) -> tuple[str, int, int, int, str]:
+    def _leader(self, connection: sqlite3.Connection) -> tuple[str, int, int, int, str, int]:
         row = connection.execute(
-            "SELECT holder, token, ends_ms, version, epoch FROM schedule_leaders WHERE app = ?",
+            "SELECT holder, token, ends_ms, version, epoch, done_ms FROM schedule_leaders "
+            "WHERE app = ?",
             (self._app,),
         ).fetchone()
-        return row or ("", 0, 0, 0, "")
+        return row or ("", 0, 0, 0, "", 0)
 
-    def beat(self, holder: str, token: int, ttl_ms: int, *, take: bool) -> Beat:
+    def beat(self, holder: str, token: int, ttl_ms: int, *, take: bool, done_ms: int = 0) -> Beat:
         """Renew or take the lease; see `ScheduleStore`."""
         with self._writing(durable=False) as connection:
-            other, known, ends_ms, version, epoch = self._leader(connection)
+            other, known, ends_ms, version, epoch, done = self._leader(connection)
             passed_ms = round(clock.monotonic_s() * 1000)
             # A lease that ends later than any can was written before the machine started anew.
             held = bool(other) and passed_ms < ends_ms <= passed_ms + 3_600_000
@@ -125,12 +126,15 @@ class SqliteSchedules(ScheduleStore):
                 other, known, mine = holder, known + 1, True
             if mine:
                 epoch = epoch or f"{known} {holder} {clock.now_ms()}"
+                done = max(done, done_ms)
                 connection.execute(
-                    "INSERT OR REPLACE INTO schedule_leaders VALUES (?, ?, ?, ?, ?, ?)",
-                    (self._app, holder, known, passed_ms + ttl_ms, version, epoch),
+                    "INSERT OR REPLACE INTO schedule_leaders "
+                    "(app, holder, token, ends_ms, version, epoch, done_ms) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (self._app, holder, known, passed_ms + ttl_ms, version, epoch, done),
                 )
         holds = other if held or mine else ""
-        return Beat(known if mine else 0, holds, clock.now_ms(), version, epoch)
+        return Beat(known if mine else 0, holds, clock.now_ms(), version, epoch, done)
 
     def release(self, holder: str, token: int) -> None:
         """Give the lease back; see `ScheduleStore`."""
@@ -332,6 +336,16 @@ class SqliteSchedules(ScheduleStore):
         if not self._closed:
             self._closed = True
             self._database.close()
+
+
+def _make_tables(connection: sqlite3.Connection) -> None:
+    for statement in _TABLES:
+        connection.execute(statement)
+    columns = [name for _, name, *_ in connection.execute("PRAGMA table_info(schedule_leaders)")]
+    if "done_ms" not in columns:
+        connection.execute(
+            "ALTER TABLE schedule_leaders ADD COLUMN done_ms INTEGER NOT NULL DEFAULT 0"
+        )
 
 
 def _after(row: Row, mark: Mark, ended: bool) -> Row:

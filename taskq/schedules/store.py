@@ -95,6 +95,7 @@ class Beat(NamedTuple):
         now_ms: The store's clock, as epoch ms.
         version: Goes up with every change of a definition or a pause.
         epoch: Identifies the store's content; empty when there is none: it is new, or was emptied.
+        done_ms: What the leaders said of how far they are, as epoch ms; 0 for nothing yet.
     """
 
     token: int
@@ -102,6 +103,7 @@ class Beat(NamedTuple):
     now_ms: int
     version: int
     epoch: str
+    done_ms: int = 0
 
 
 class Declared(NamedTuple):
@@ -131,7 +133,7 @@ class ScheduleStore(ABC):
     url: str
 
     @abstractmethod
-    def beat(self, holder: str, token: int, ttl_ms: int, *, take: bool) -> Beat:
+    def beat(self, holder: str, token: int, ttl_ms: int, *, take: bool, done_ms: int = 0) -> Beat:
         """Renew the lease, or take it when it is free; one round trip.
 
         Args:
@@ -139,6 +141,8 @@ class ScheduleStore(ABC):
             token: The token of the last beat, 0 when it was not the leader.
             ttl_ms: How long the lease lasts without another beat.
             take: Whether to take the lease when it is free, and to begin a new epoch if need be.
+            done_ms: From the leader: every tick up to here was dealt with, of all schedules. The
+                others remember it for the day on which the store is emptied and the leader gone.
         """
 
     @abstractmethod

@@ -13,7 +13,14 @@ from pathlib import Path
 from taskq import crontab, every
 from taskq.scheduler.lease import SchedulerClock
 from taskq.scheduler.scheduler import Scheduler
+from taskq.schedules.base import Schedule
 from taskq.worker.logs import set_up
+
+SCHEDULES: dict[str, Schedule] = {
+    "minutely": crontab("* * * * *"),
+    "fives": crontab("*/5 * * * *", tz="Asia/Kathmandu"),
+    "sevens": every(420, jitter_s=100),
+}
 
 
 class FastClock(SchedulerClock):
@@ -54,9 +61,8 @@ def main() -> None:
         "max_age_s": 86400,
         "dynamic": False,
     }
-    app.schedules.add("minutely", "nap", crontab("* * * * *"), **limits)
-    app.schedules.add("fives", "nap", crontab("*/5 * * * *", tz="Asia/Kathmandu"), **limits)
-    app.schedules.add("sevens", "nap", every(420, jitter_s=100), **limits)
+    for schedule_name, schedule in SCHEDULES.items():
+        app.schedules.add(schedule_name, "sent_at", schedule, **limits)
     set_up("info", "text")
     scheduler = Scheduler(app, name=name, lease_s=lease_s, time=FastClock(first_s, speed))
     signal.signal(signal.SIGTERM, lambda number, frame: scheduler.stop())

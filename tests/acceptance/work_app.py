@@ -357,6 +357,11 @@ def tell(self, word, more=""):
     return word
 
 
+@app.task(name="sent_at", bind=True)
+def sent_at(self):
+    note(self, self.request.headers["taskq-sent"])
+
+
 @app.task(name="send_more", bind=True)
 def send_more(self, count):
     return [add.delay(number, 1).id for number in range(count)]

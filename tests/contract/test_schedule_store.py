@@ -100,6 +100,18 @@ def test_nobody_takes_a_lease_that_only_looks(store: ScheduleStore) -> None:
     assert (beat.token, beat.holder, beat.epoch) == (0, "", "")
 
 
+def test_how_far_the_leader_is_is_told_to_all(make: Make) -> None:
+    """Never back, and only from the leader."""
+    one, two = make(), make()
+    token = one.beat("a", 0, TEN_S, take=True).token
+    assert one.beat("a", token, TEN_S, take=True, done_ms=5000).done_ms == 5000
+    two.beat("b", 0, TEN_S, take=True, done_ms=9000)
+
+    one.beat("a", token, TEN_S, take=True, done_ms=4000)
+
+    assert two.beat("b", 0, TEN_S, take=False).done_ms == 5000
+
+
 def test_declaring_adds_changes_and_removes(make: Make) -> None:
     """A deploy makes the store what the code says, and nothing twice."""
     one, two = make(), make()

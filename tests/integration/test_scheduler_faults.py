@@ -3,10 +3,12 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
-from scheduler_setup import Setup, assert_whole, opened, until
+from scheduler_setup import Setup, assert_whole, opened, quiet, until
+from servers import RedisServer
 
 from taskq import Middleware, TaskQ, every
 from taskq.brokers.base import Outgoing
@@ -98,6 +100,46 @@ def test_a_leader_that_dies_between_two_steps_leaves_no_tick_behind(
     apart = setup.urls["results"] != setup.urls["broker"]
     twice = apart and (step, after) == ("settle", False)
     assert max(setup.sent().values()) == (2 if twice else 1)
+
+
+def test_a_store_that_is_emptied_while_its_leader_is_frozen_costs_no_tick(
+    private_redis: RedisServer, tmp_path: Path
+) -> None:
+    """Who stands by writes back what it knows to be sent, and no more than that."""
+    setup = Setup(f"sqlite:///{tmp_path}/queue.db", private_redis.url)
+    frozen, thaw = Event(), Event()
+
+    def freeze() -> None:
+        if frozen.is_set():
+            thaw.wait()
+
+    try:
+        app = setup.new_app()
+        app.schedules.add("x", "job", every(0.2), dynamic=True, max_age_s=600)
+        break_in(app.schedules.store, "claim", freeze, after=False)
+        first = setup.start(app, lease_s=6)
+        until(lambda: first.leading and len(setup.due("x")) >= 3, "ticks")
+        second = setup.start(lease_s=6)
+        until(lambda: second.size and len(setup.due("x")) >= 25, "who stands by")
+
+        frozen.set()
+        until(lambda: quiet(setup), "the freeze")
+        sent = set(setup.sent())
+        private_redis.ctl("FLUSHALL")
+        until(lambda: second.leading, "another leader")
+        until(lambda: len(setup.sent()) >= len(sent) + 20, "its ticks")
+        thaw.set()
+        until(lambda: not first.leading, "the end of the first")
+    finally:
+        thaw.set()
+        setup.stop()
+
+    due = setup.due("x")
+    assert due == list(range(due[0], due[-1] + 1, 200))
+    twice = [task_id for task_id, count in setup.sent().items() if count > 1]
+    assert set(twice) <= sent
+    assert len(twice) < len(sent), "not only those since the last beats"
+    setup.app.close()
 
 
 class OneRefused(TaskQ):
