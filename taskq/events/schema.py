@@ -4,8 +4,9 @@ An event is named by its source (one process of one boot) and its sequence (a co
 source), which give identity, order and a way to see gaps without a random id for each event.
 """
 
+import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -14,12 +15,20 @@ import msgpack
 
 from taskq.errors import DecodeError
 
+_loads: Callable[[bytes | str], Any] = json.loads
+with contextlib.suppress(ImportError):
+    import orjson
+
+    _loads = orjson.loads
+
 VERSION: Final = 1
 """Version of the batches; fields may be added within it, none changes or goes."""
 PREFIX: Final = "io.taskq."
 EXCHANGE: Final = "taskq.events"
 MULTI: Final = "task.multi"
 """Routing key of a batch."""
+TYPE_URN: Final = f"urn:taskq:events:v{VERSION}:"
+"""How the `dataschema` of events of this version begins."""
 CONTENT_TYPE: Final = "application/cloudevents+json; charset=UTF-8"
 
 TASK_STATES: Final[Mapping[str, str]] = {
@@ -172,12 +181,21 @@ def to_cloudevent(event: Event, key: str = "") -> dict[str, Any]:
         "time": moment.isoformat(timespec="microseconds"),
         "subject": event.subject,
         "datacontenttype": "application/json",
-        "dataschema": f"urn:taskq:events:v{VERSION}:{event.type}",
+        "dataschema": TYPE_URN + event.type,
         "sequence": event.id,
         "partitionkey": key or event.subject,
         "timeus": event.time_us,
         "data": dict(event.data),
     }
+
+
+def json_loads(body: bytes | str) -> Any:
+    """Return JSON as a value, by the fastest reader that is installed.
+
+    Raises:
+        ValueError: If it is no JSON.
+    """
+    return _loads(body)
 
 
 def read_cloudevent(body: bytes | str) -> Event:
@@ -189,7 +207,19 @@ def read_cloudevent(body: bytes | str) -> Event:
         DecodeError: If it is no CloudEvent of taskq.
     """
     try:
-        item = json.loads(body)
+        item = _loads(body)
+    except ValueError as error:
+        raise DecodeError(f"not a CloudEvent of taskq: {type(error).__name__} {error}") from error
+    return from_cloudevent(item)
+
+
+def from_cloudevent(item: Any) -> Event:
+    """Return the event of a CloudEvent that was read already; see `read_cloudevent`.
+
+    Raises:
+        DecodeError: If it is no CloudEvent of taskq.
+    """
+    try:
         source, sequence, kind = item["source"], int(item["sequence"], 16), item["type"]
         time_us = item.get("timeus")
         if time_us is None:

@@ -86,17 +86,18 @@ class Producer:
             KafkaError: If the producer cannot go on.
         """
         given = dict(headers or {})
+        pairs = [(name, _encoded(text)) for name, text in given.items()]
 
         def report(error: Any, _: Any) -> None:
             if error is not None:
                 self._refused(topic, key, value, given, f"{error.name()}: {error.str()}")
 
-        options: dict[str, Any] = {"headers": list(given.items()), "on_delivery": report}
+        options: dict[str, Any] = {"headers": pairs, "on_delivery": report}
         if self._partitioner is not None:
             options["partition"] = self._partitioner(key, self._count(topic))
         while True:
             try:
-                self._client.produce(topic, value, key.encode() or None, **options)
+                self._client.produce(topic, value, _encoded(key) or None, **options)
                 self._client.poll(0)
                 return
             except BufferError:
@@ -200,3 +201,8 @@ class Producer:
 
     def _trouble(self, error: Exception) -> KafkaError:
         return KafkaError(f"Kafka's producer: {masked(error, self._properties)}")
+
+
+def _encoded(text: str) -> bytes:
+    # What was no UTF-8 when it was read becomes what it was.
+    return text.encode("utf-8", "surrogateescape")

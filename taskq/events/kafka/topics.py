@@ -1,7 +1,8 @@
 """Which topic an event goes to, under which key; and making those topics."""
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -13,6 +14,7 @@ log = logging.getLogger("taskq.bridge")
 
 DEAD: Final = ".dead"
 _TIMEOUT_S: Final = 30.0
+_TRY_S: Final = 1.0
 _DAY_MS: Final = 86_400_000
 
 
@@ -48,14 +50,42 @@ def describe(properties: Mapping[str, Any], timeout_s: float) -> dict[str, int]:
 
     Raises:
         KafkaError: If Kafka does not answer in time.
-        ConfigError: If the client refuses its properties.
+        ConfigError: If the client refuses its properties, or Kafka the credentials or certificate.
     """
-    admin = make("AdminClient", properties)
+    said: list[Any] = []
+    admin = make("AdminClient", {**properties, "error_cb": said.append})
     try:
-        found = admin.list_topics(timeout=timeout_s).topics
+        # Credentials that are refused show after the first try; a timeout would hide them.
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                found = admin.list_topics(timeout=min(timeout_s, _TRY_S)).topics
+                break
+            except module_error() as error:
+                admin.poll(0)
+                _refuse_credentials(said, properties)
+                if time.monotonic() >= deadline:
+                    raise KafkaError(
+                        f"Kafka does not answer: {_reason(said, error, properties)}"
+                    ) from None
     except module_error() as error:
         raise KafkaError(f"Kafka does not answer: {masked(error, properties)}") from None
     return {name: len(topic.partitions) for name, topic in found.items()}
+
+
+def _reason(said: Sequence[Any], error: Exception, properties: Mapping[str, Any]) -> str:
+    """Return the client's own account of why it cannot connect, or else the error."""
+    told = [item.str() for item in said if item.name() != "_ALL_BROKERS_DOWN"]
+    return masked(told[-1] if told else error, properties)
+
+
+def _refuse_credentials(said: Sequence[Any], properties: Mapping[str, Any]) -> None:
+    for error in said:
+        text = masked(error.str(), properties)
+        if error.name() == "_AUTHENTICATION":
+            raise ConfigError(f"Kafka refuses the credentials: {text}")
+        if error.name() == "_SSL":
+            raise ConfigError(f"Kafka cannot be reached by TLS: {text}")
 
 
 def create(
@@ -74,26 +104,52 @@ def create(
         KafkaError: If it does not answer.
     """
     existing = describe(properties, _TIMEOUT_S)
+    wanted = {
+        name: partitions if name == topics.tasks else max(1, partitions // 4)
+        for name in topics.every
+        if name not in existing
+    }
+    days = {name: 7 if name.startswith(topics.tasks) else 2 for name in wanted}
+    return make_topics(properties, wanted, replication, days)
+
+
+def make_topics(
+    properties: Mapping[str, Any],
+    wanted: Mapping[str, int],
+    replication: int,
+    days: Mapping[str, int] | None = None,
+) -> list[str]:
+    """Make topics; return the names of those that were not there.
+
+    Args:
+        properties: Of librdkafka.
+        wanted: Number of partitions by name.
+        replication: Copies of each partition; -1 leaves it to the broker.
+        days: How long each keeps its records, by name; seven days otherwise.
+
+    Raises:
+        ConfigError: If Kafka refuses.
+        KafkaError: If it does not answer.
+    """
+    if not wanted:
+        return []
     from confluent_kafka import admin
 
     # Its stubs do not export the name.
     new_topic: Any = vars(admin)["NewTopic"]
-    wanted = [
+    items = [
         new_topic(
             name,
-            num_partitions=partitions if name == topics.tasks else max(1, partitions // 4),
+            num_partitions=count,
             replication_factor=replication,
-            config={"retention.ms": str((7 if name.startswith(topics.tasks) else 2) * _DAY_MS)},
+            config={"retention.ms": str((days or {}).get(name, 7) * _DAY_MS)},
         )
-        for name in topics.every
-        if name not in existing
+        for name, count in wanted.items()
     ]
-    if not wanted:
-        return []
     made = []
     # Kept in a variable: collected, the client would end what it was asked for.
     client = make("AdminClient", properties)
-    for name, future in client.create_topics(wanted).items():
+    for name, future in client.create_topics(items).items():
         try:
             future.result(_TIMEOUT_S)
             made.append(name)
