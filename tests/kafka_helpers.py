@@ -3,11 +3,12 @@
 import json
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from taskq.brokers.base import Broker
-from taskq.events import Event, Watermark, read_cloudevent
+from taskq.events import Event, Watermark, read_cloudevent, to_cloudevent
 from taskq.events.bus import Recorder
 
 
@@ -86,3 +87,48 @@ def publish_runs(broker: Broker, recorder: Recorder, names: list[str]) -> None:
     item = recorder.take()
     assert item is not None
     assert broker.publish([item], 60) == [None]
+
+
+def make_topic(given: dict[str, Any], partitions: int = 3) -> str:
+    """Make a topic and its dead-letter topic; return its name."""
+    from taskq.events.kafka.topics import make_topics
+
+    name = f"t-{uuid.uuid4().hex[:10]}"
+    make_topics(given, {name: partitions, f"{name}.dead": 1}, 1)
+    return name
+
+
+def numbered(
+    count: int, keys: int = 5, first: int = 1, source: str = "/taskq/a/n/1"
+) -> list[Event]:
+    """Return events of one source, dealt to keys in turn."""
+    return [
+        Event(source, n, "task.sent", 1_000_000 * n, {"task_id": f"k{n % keys}"})
+        for n in range(first, first + count)
+    ]
+
+
+def fill(given: dict[str, Any], topic: str, what: Sequence[Event | bytes]) -> None:
+    """Write events, or bytes as they are."""
+    from taskq.events.kafka import Producer
+
+    with Producer(given) as producer:
+        for item in what:
+            if isinstance(item, bytes):
+                producer.send(topic, item)
+            else:
+                value = json.dumps(to_cloudevent(item)).encode()
+                producer.send(topic, value, key=item.task_id)
+
+
+def committed(given: dict[str, Any], group: str, topic: str) -> dict[int, int]:
+    """Return the offsets that a group has committed, by partition."""
+    import confluent_kafka as ck
+
+    client = ck.Consumer({**given, "group.id": group, "log_level": 0})
+    try:
+        parts = client.list_topics(topic, timeout=30).topics[topic].partitions
+        found = client.committed([ck.TopicPartition(topic, n) for n in parts], timeout=30)
+        return {part.partition: part.offset for part in found if part.offset >= 0}
+    finally:
+        client.close()

@@ -23,6 +23,8 @@ CONSUMER: Final[Mapping[str, Any]] = {
 }
 BATCH: Final = 500
 _POLL_S: Final = 0.1
+_MISSING_S: Final = 3.0
+_ASK_S: Final = 5.0
 _REFUSED: Final = ("TOPIC_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED")
 _MISSING: Final = ("UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC")
 Place = tuple[str, int]
@@ -58,6 +60,7 @@ class GroupReader:
         self._properties = {"error_cb": self._on_error, **CONSUMER, **properties, "group.id": group}
         self._client = make("Consumer", self._properties)
         self._subscribed = False
+        self._missing_s = 0.0
         self._paused: set[str] = set()
         self._held: dict[Place, float] = {}
         self._backlog: deque[Any] = deque()
@@ -76,6 +79,8 @@ class GroupReader:
             self._subscribed = True
             self._client.subscribe(self._topics, on_assign=self._assigned, on_revoke=self._revoked)
         self._wake()
+        if self._missing_s and time.monotonic() - self._missing_s > _MISSING_S:
+            self._look_for_topics()
         if self._paused:
             self.ask(_POLL_S)
             return ()
@@ -193,10 +198,22 @@ class GroupReader:
         text = masked(error.str(), self._properties)
         if error.name() in _REFUSED:
             raise ConfigError(f"Kafka does not let this user read: {text}")
-        if error.name() in _MISSING:
-            raise ConfigError(f"a topic is missing: {text}")
+        if error.name() in _MISSING and not self._missing_s:
+            self._missing_s = time.monotonic()
         if error.fatal():
             raise KafkaError(f"Kafka's consumer: {text}")
+
+    def _look_for_topics(self) -> None:
+        """See whether a topic that was missing is still: one that was just made shows late."""
+        try:
+            known = self._client.list_topics(timeout=_ASK_S).topics
+        except self._errors as error:
+            self.warn(f"waiting for Kafka error={masked(error, self._properties)}")
+            return
+        self._missing_s = 0.0
+        missing = [name for name in self._topics if name not in known]
+        if missing:
+            raise ConfigError(f"Kafka has no topic {', '.join(missing)}")
 
     def _wake(self) -> None:
         now_s = time.monotonic()
