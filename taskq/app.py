@@ -146,7 +146,8 @@ class TaskQ(CancelMethods, Hooks, Messaging):
         """The lifecycle events of every task on the app's broker."""
         from taskq.events.stream import Events
 
-        return Events(lambda: self.broker, self._sent.recorder)
+        silent = self.settings.events == "off"
+        return Events(lambda: self.broker, self._sent.recorder, silent)
 
     def flow(self) -> "FlowStore":
         """Return the store of limits, claims and circuit breakers; opened on first use.
@@ -167,7 +168,7 @@ class TaskQ(CancelMethods, Hooks, Messaging):
     @property
     def pauses(self) -> Pauses:
         """Pauses queues and tasks for all workers."""
-        return Pauses(lambda: self.results, lambda: self.broker)
+        return Pauses(lambda: self.results, lambda: self.broker, self.events.announce)
 
     @overload
     def task(  # type: ignore[overload-overlap]

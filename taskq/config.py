@@ -72,6 +72,8 @@ class Settings:
         "on", "lifecycle events; `durable` confirms them before a task is acknowledged"
     )
     event_arguments: bool = _setting(False, "whether `task.sent` shows arguments, redacted")
+    event_results: bool = _setting(False, "whether `task.succeeded` shows the result, redacted")
+    event_tracebacks: bool = _setting(False, "whether `task.failed` shows the traceback's end")
     redact: tuple[str, ...] = _setting(
         REDACTED_NAMES, "arguments and headers whose name holds one of these are shown as ***"
     )

@@ -106,8 +106,14 @@ class Pauses:
     its queue. What runs already runs to its end. Sending goes on in both cases.
     """
 
-    def __init__(self, find_store: Callable[[], ResultStore | None], find_broker: Any) -> None:
+    def __init__(
+        self,
+        find_store: Callable[[], ResultStore | None],
+        find_broker: Any,
+        announce: Callable[[str, dict[str, Any]], None],
+    ) -> None:
         self._find_store = find_store
+        self._announce = announce
         self._find_broker: Callable[[], Broker] = find_broker
 
     def pause_queue(
@@ -197,11 +203,16 @@ class Pauses:
         for over in _ended(store, now_ms):
             store.put_note(NOTES, over, None)
         self._tell()
+        if kind == "queue":
+            facts = {"queue": name, "by": pause.by, "why": why, "until_ms": until_ms}
+            self._announce("queue.paused", {key: fact for key, fact in facts.items() if fact})
         return pause
 
     def _resume(self, kind: Kind, name: str) -> bool:
         known = self._store().put_note(NOTES, f"{kind}:{name}", None)
         self._tell()
+        if known and kind == "queue":
+            self._announce("queue.resumed", {"queue": name})
         return known
 
     def _tell(self) -> None:

@@ -9,6 +9,10 @@ from taskq import clock
 from taskq.message import DEADLINE
 
 
+def _nowhere(*_: Any) -> None:
+    """Stand in for the line of a run that has none."""
+
+
 @dataclass(slots=True)
 class Run:
     """The line between a running task and its executor; one for each slot, used again.
@@ -17,11 +21,15 @@ class Run:
         tag: Number of the running task.
         cancelled: Tags that were cancelled; the executor's, shared by all its runs.
         beat: Tells the hub that the run makes progress.
+        send: Sends a frame to the hub.
+        said: When a run said last how far it is, on the monotonic clock, and that run's tag.
     """
 
     tag: int
     cancelled: set[int]
     beat: Callable[[], None]
+    send: Callable[..., None] = _nowhere
+    said: tuple[float, int] = (0.0, 0)
 
 
 @dataclass(slots=True)

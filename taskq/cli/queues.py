@@ -120,7 +120,9 @@ def purge(names: tuple[str, ...], yes: bool, as_json: bool) -> None:
         count = sum(depth.ready for depth in depths.values() if depth is not None)
         confirm(f"Delete {count} messages from {', '.join(names)}?", yes)
         for name in names:
-            rows.append({"queue": name, "purged": app.broker.purge(name)})
+            purged = app.broker.purge(name)
+            rows.append({"queue": name, "purged": purged})
+            app.events.announce("queue.purged", {"queue": name, "count": purged})
     if as_json:
         write_json(rows)
         return

@@ -64,7 +64,8 @@ class Recorder:
         """Take records.
 
         One of a task is (type, at_us, begun_us or 0, task id, task, queue, retries, root id,
-        parent id, runtime_us, more fields or None); any other is (type, at_us, fields).
+        parent id, runtime_us, more fields or None, received_us or 0, due_ms or 0), of which the
+        last two may be left out; any other is (type, at_us, fields).
         """
         with self._lock:
             self._records.extend(records)
@@ -113,5 +114,12 @@ class Recorder:
 
 
 def _count(records: Sequence[Record]) -> int:
-    """Return how many events records stand for: a run's has its start inside."""
-    return sum(2 if len(record) > 3 and record[2] else 1 for record in records)
+    """Return how many events records stand for: a run's has its arrival and start inside."""
+    total = len(records)
+    for record in records:
+        if len(record) > 3:
+            if record[2]:
+                total += 1
+            if len(record) > 11 and record[11]:
+                total += 1
+    return total

@@ -56,9 +56,11 @@ class SentReport:
 def sent_record(item: Outgoing, more: Mapping[str, Any] | None = None) -> Record:
     """Return the record of a message on its way to a queue, with further fields if there are."""
     message = item.message
-    if item.due_ms:
-        more = {**(more or {}), "due_ms": item.due_ms}
     headers = message.headers
+    expires = headers.get("expires")
+    if item.due_ms or message.priority or expires:
+        facts = {"due_ms": item.due_ms, "priority": message.priority, "expires": expires}
+        more = {**(more or {}), **{name: fact for name, fact in facts.items() if fact}}
     now_us = time.time_ns() // 1000
     return (
         "task.sent",

@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgpack
 
 from taskq.errors import DecodeError
+from taskq.ids import made_ms
 
 _loads: Callable[[bytes | str], Any] = json.loads
 with contextlib.suppress(ImportError):
@@ -33,9 +34,13 @@ CONTENT_TYPE: Final = "application/cloudevents+json; charset=UTF-8"
 
 TASK_STATES: Final[Mapping[str, str]] = {
     "task.sent": "PENDING",
+    "task.received": "RECEIVED",
     "task.started": "STARTED",
+    "task.progress": "STARTED",
+    "task.timeout": "STARTED",
     "task.succeeded": "SUCCESS",
     "task.failed": "FAILURE",
+    "task.rejected": "FAILURE",
     "task.retried": "RETRY",
     "task.deferred": "PENDING",
     "task.parked": "PENDING",
@@ -148,11 +153,21 @@ def _expanded(
             yield Event(source, number, str(kind), int(at_us), {**facts, **own})
             number += 1
             continue
-        kind, at_us, begun_us, task_id, task, queue, attempt, root_id, parent_id, us, more = record
+        kind, at_us, begun_us, task_id, task, queue, attempt, root_id, parent_id, us, more = record[
+            :11
+        ]
         data = {**facts, "task_id": task_id, "task": task, "queue": queue, "attempt": attempt + 1}
         data["root_id"] = root_id or task_id
         if parent_id:
             data["parent_id"] = parent_id
+        # A worker before them, and a client, know of neither.
+        received_us, due_ms = record[11:13] if len(record) > 12 else (0, 0)
+        if received_us:
+            yield Event(source, number, "task.received", received_us, {**data, "state": "RECEIVED"})
+            number += 1
+        start_us = begun_us or (at_us if kind == "task.started" else 0)
+        if start_us and (wait_us := _waited_us(task_id, attempt, due_ms, start_us)) is not None:
+            data["queue_wait_us"] = wait_us
         if begun_us:
             yield Event(source, number, "task.started", begun_us, {**data, "state": "STARTED"})
             number += 1
@@ -163,6 +178,12 @@ def _expanded(
             data.update(more)
         yield Event(source, number, str(kind), int(at_us), data)
         number += 1
+
+
+def _waited_us(task_id: str, attempt: int, due_ms: int, start_us: int) -> int | None:
+    """Return how long an attempt could have run before it did; None when nothing tells."""
+    since_ms = due_ms or (made_ms(task_id) if not attempt else 0)
+    return max(0, start_us - since_ms * 1000) if since_ms else None
 
 
 def to_cloudevent(event: Event, key: str = "") -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from taskq.brokers.base import Broker
-from taskq.errors import BrokerUnavailable, ConfigError, DecodeError
+from taskq.errors import BrokerUnavailable, ConfigError, DecodeError, TaskqError
 from taskq.events.bus import Recorder
 from taskq.events.feed import EventFeed
 from taskq.events.schema import TASK_STATES, Event, read_batch
@@ -137,9 +137,12 @@ class Subscription:
 class Events:
     """The lifecycle events of an app: `app.events`."""
 
-    def __init__(self, broker: Callable[[], Broker], recorder: Callable[[], Recorder]) -> None:
+    def __init__(
+        self, broker: Callable[[], Broker], recorder: Callable[[], Recorder], silent: bool = False
+    ) -> None:
         self._broker = broker
         self._recorder = recorder
+        self._silent = silent
 
     def subscribe(
         self,
@@ -199,6 +202,24 @@ class Events:
         if error is not None:
             recorder.lost(item)
         return error is None
+
+
+    def announce(self, kind: str, data: dict[str, Any]) -> None:
+        """Tell what was just done; a failure is logged, and `events="off"` says nothing.
+
+        Args:
+            kind: Its type, such as `queue.paused`.
+            data: Its fields; plain values.
+        """
+        if self._silent:
+            return
+        try:
+            told = self.tell(kind, data)
+        except TaskqError as error:
+            log.info("%s could not be told error=%s", kind, error)
+        else:
+            if not told:
+                log.info("%s could not be told", kind)
 
 
 def _tail(feed: EventFeed, reader: Reader, timeout_s: float) -> Iterator[Event]:

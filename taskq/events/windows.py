@@ -14,6 +14,7 @@ _COUNTED: Final = {
     "task.started": "started",
     "task.succeeded": "succeeded",
     "task.failed": "failed",
+    "task.rejected": "failed",
     "task.retried": "retried",
     "task.dead_lettered": "dead",
 }

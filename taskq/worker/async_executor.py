@@ -41,7 +41,8 @@ class AsyncExecutor:
         self._limiter = WatchdogLimiter()
         self._cancelled: set[int] = set()
         self._runs = [
-            Run(0, self._cancelled, partial(slots.beat, index)) for index in range(slots.count)
+            Run(0, self._cancelled, partial(slots.beat, index), self._outbox.send)
+            for index in range(slots.count)
         ]
         self._flushing = False
         self._stopping = False

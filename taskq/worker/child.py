@@ -195,16 +195,19 @@ class Child:
             if len(data) < 1 << 18:
                 return
 
+    def _done(self, outcomes: list[Any]) -> None:
+        finished = []
+        for parts in outcomes:
+            tag, ending = unpack_outcome(parts)
+            held = self.held.pop(tag, None)
+            if held is not None:
+                finished.append((held, ending))
+        self._on_outcomes(self, finished)
+
     def _take(self, frame: list[Any]) -> None:
         kind = frame[0]
         if kind == "done":
-            finished = []
-            for parts in frame[1]:
-                tag, ending = unpack_outcome(parts)
-                held = self.held.pop(tag, None)
-                if held is not None:
-                    finished.append((held, ending))
-            self._on_outcomes(self, finished)
+            self._done(frame[1])
         elif kind == "back":
             self.taking_back = False
             returned = [self.held.pop(tag) for tag in frame[1] if tag in self.held]
@@ -214,6 +217,10 @@ class Child:
             self._on_back(self, returned)
         elif kind == "told":
             self.on_told(frame[1])
+        elif kind == "said":
+            said = self.held.get(frame[1])
+            if said is not None:
+                said.said = frame[2:]
         elif kind == "pong":
             self.deaf = False
         elif kind == "hello":

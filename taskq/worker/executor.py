@@ -58,7 +58,8 @@ class Executor:
         self._loops = threading.local()
         self._cancelled: set[int] = set()
         self._runs = [
-            Run(0, self._cancelled, partial(slots.beat, index)) for index in range(slots.count)
+            Run(0, self._cancelled, partial(slots.beat, index), self._outbox.send)
+            for index in range(slots.count)
         ]
         self._coroutines: dict[int, tuple[asyncio.AbstractEventLoop, Any]] = {}
 

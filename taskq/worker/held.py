@@ -1,5 +1,6 @@
 """A delivery in the hub's hands, from its arrival to its settlement."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from taskq.brokers.base import Delivery
@@ -37,6 +38,9 @@ class Held:
         cancelled_s: When it was asked to end because it was cancelled, on the monotonic clock; 0
             when it was not.
         forced: Whether TaskCancelled was raised in it, wherever it was.
+        received_us: When it came, as epoch microseconds; 0 once an event said so.
+        told: Whether an event said that it started.
+        said: What its run said last of its progress and no event told yet, or None.
     """
 
     __slots__ = (
@@ -54,10 +58,13 @@ class Held:
         "marked",
         "overrun",
         "ran_s",
+        "received_us",
+        "said",
         "seen_started",
         "since_s",
         "suspect",
         "tag",
+        "told",
         "void",
         "waited",
     )
@@ -85,6 +92,9 @@ class Held:
         self.ran_s = 0.0
         self.cancelled_s = 0.0
         self.forced = False
+        self.received_us = 0
+        self.told = False
+        self.said: Sequence[Any] | None = None
 
     def item(self) -> tuple[Any, ...]:
         """Return what an executor gets: tag, queue, redelivered, message (a list there)."""

@@ -136,21 +136,17 @@ class Hub:
         self.pool.start()
         # It starts the consumer as soon as it knows which queues are paused.
         self.pauses.start()
-        self.reporting.start(
-            {
-                "pool": self.settings.pool,
-                "slots": self.pool.slots,
-                "queues": list(self.queues),
-            }
-        )
+        self.reporting.start(self)
         self._tick()
 
     def delivered(self, batch: list[Delivery]) -> None:
         """Take messages from the broker."""
         self.stats.received += len(batch)
         opened = []
+        now_us = time.time_ns() // 1000
         for delivery in batch:
             held, ending = self._admission.open(delivery)
+            held.received_us = now_us
             self.held[held.tag] = held
             if ending is None:
                 held.suspect = delivery.redelivered and self._restarts is not None

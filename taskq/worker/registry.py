@@ -6,10 +6,12 @@ offering `find` and `Runnable`.
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from taskq.app import TaskQ
 from taskq.body import Call
+from taskq.events.redact import redacted
 from taskq.flow.keys import Key, compute_keys, read_keys
 from taskq.hooks import Hooks
 from taskq.message import KEYS
@@ -90,6 +92,7 @@ class Registry(Protocol):
 
     hooks: Hooks
     results: bool
+    shown: Callable[[Any], str] | None
 
     def find(self, name: str) -> Runnable | None:
         """Return the runnable of a task name, or None."""
@@ -101,11 +104,15 @@ class AppRegistry:
     Attributes:
         hooks: The app's listeners.
         results: Whether records are stored.
+        shown: Makes a result's text for events, without secrets; None where none is wanted.
     """
 
     def __init__(self, app: TaskQ) -> None:
         self.hooks: Hooks = app
         self.results = app.settings.results is not None
+        self.shown: Callable[[Any], str] | None = None
+        if app.settings.event_results and app.settings.events != "off":
+            self.shown = partial(redacted, names=app.settings.redact)
         self._runnables = {name: Runnable(app, task) for name, task in app.tasks.items()}
 
     def find(self, name: str) -> Runnable | None:

@@ -4,14 +4,14 @@ With `events="durable"` the settling thread sends them instead, confirmed before
 acknowledged.
 """
 
-import logging
+import asyncio
 import os
-import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from taskq import outcome
+from taskq._version import __version__
 from taskq.brokers.base import Broker, Outgoing
 from taskq.config import Settings
 from taskq.events.bus import Record, Recorder
@@ -19,12 +19,16 @@ from taskq.events.client import sent_record
 from taskq.message import DEAD_PREFIX, HISTORY
 from taskq.worker import endings
 from taskq.worker.admission import DUPLICATE
+from taskq.worker.courier import Courier
 from taskq.worker.endings import Ending
 from taskq.worker.held import Held
 from taskq.worker.settle import Settler
 
-log = logging.getLogger("taskq.worker.events")
+if TYPE_CHECKING:
+    from taskq.worker.hub import Hub
 
+HEARTBEAT_S: Final = 10.0
+"""How often a worker says that it is there, in seconds."""
 _TYPES: Final = {
     outcome.SUCCESS: "task.succeeded",
     outcome.FAILURE: "task.failed",
@@ -36,14 +40,14 @@ _TYPES: Final = {
     endings.DEFERRED: "task.deferred",
     endings.PARKED: "task.parked",
     endings.MALFORMED: "task.failed",
+    # Sent back to its queue with the keys of its limits, which its sender had not computed.
+    endings.KEYED: "task.deferred",
     DUPLICATE: "task.duplicate",
 }
-_OWN_COPY: Final = frozenset({outcome.RETRY, endings.DEFERRED, endings.PARKED})
+_OWN_COPY: Final = frozenset({outcome.RETRY, endings.DEFERRED, endings.PARKED, endings.KEYED})
 _RUNNING_S: Final = 0.2
-_EVERY_S: Final = 0.1
-_CROWD: Final = 1000
-_LAST_S: Final = 2.0
 _TEXT: Final = 1000
+_TRACEBACK: Final = 4000
 
 
 def _text(value: Any) -> str:
@@ -58,27 +62,35 @@ class Report:
         recorder: Numbers the events.
     """
 
-    def __init__(self, app: str, worker: str) -> None:
+    def __init__(self, app: str, worker: str, tracebacks: bool = False) -> None:
+        """Begin.
+
+        Args:
+            app: Name of the app.
+            worker: Name of the worker.
+            tracebacks: Whether failures show them.
+        """
         self.recorder = Recorder(app, worker=worker)
-        self._started: set[int] = set()
+        self._tracebacks = tracebacks
 
     def ended(self, outcomes: list[tuple[Held, Ending]]) -> None:
         """Report endings."""
         now = time.time_ns() // 1000
         records: list[Record] = []
-        started = self._started
         for held, ending in outcomes:
             delivery, envelope = held.delivery, held.envelope
             message = delivery.message
             us = ending.runtime_us
             begun = now - us if us else 0
-            if started and held.tag in started:
-                started.discard(held.tag)
-                begun = 0
             plain = not ending.follow and not ending.detail
+            kind = _TYPES.get(ending.code) or f"task.{ending.code.lower()}"
+            if held.said is not None or held.overrun or ending.detail == "Reject":
+                kind = self._unusual(held, ending, kind, begun or now, records)
+            if held.told:
+                begun = 0
             records.append(
                 (
-                    _TYPES.get(ending.code) or f"task.{ending.code.lower()}",
+                    kind,
                     now,
                     begun,
                     message.id,
@@ -88,25 +100,62 @@ class Report:
                     envelope.root_id,
                     envelope.parent_id,
                     us,
-                    None if plain else _more(ending),
+                    None if plain else _more(ending, self._tracebacks),
+                    held.received_us,
+                    envelope.due_ms,
                 )
             )
             if ending.follow:
                 records += _followed(held, ending, now)
         self.recorder.add(records)
 
+    def _unusual(
+        self, held: Held, ending: Ending, kind: str, begun: int, records: list[Record]
+    ) -> str:
+        """Report what few runs have besides their end; return the end's type."""
+        if held.said is not None or held.overrun:
+            self._begin(held, begun, records)
+        if held.overrun:
+            records.append(_record("task.timeout", held, begun, {"limit": held.overrun[:_TEXT]}))
+        rejected = ending.code == outcome.FAILURE and ending.detail == "Reject"
+        return "task.rejected" if rejected else kind
+
+    @staticmethod
+    def _begin(held: Held, begun_us: int, records: list[Record]) -> None:
+        """Report that a run began, unless that was done, and what it said of its progress."""
+        if not held.told:
+            held.told = True
+            records.append(_record("task.started", held, begun_us, None))
+            held.received_us = 0
+        if held.said is not None:
+            at_us, done, total, note = held.said
+            held.said = None
+            more = {"done": done, "total": total, "note": note}
+            kept = {name: value for name, value in more.items() if value not in (None, "")}
+            records.append(_record("task.progress", held, at_us, kept))
+
     def running(self, tasks: Iterable[tuple[Any, Held, float]]) -> None:
-        """Report the start of tasks that run for a while; short ones report it with their end."""
+        """Report the start of tasks that run for a while, and how far they are.
+
+        Short ones report their start with their end.
+        """
+        records: list[Record] = []
         for _, held, ran_s in tasks:
-            if ran_s < _RUNNING_S or held.tag in self._started:
+            if held.said is None and (ran_s < _RUNNING_S or held.told):
                 continue
-            self._started.add(held.tag)
-            begun = time.time_ns() // 1000 - round(ran_s * 1e6)
-            self.recorder.add([_record("task.started", held, begun, None)])
+            self._begin(held, time.time_ns() // 1000 - round(ran_s * 1e6), records)
+        if records:
+            self.recorder.add(records)
 
     def online(self, facts: Mapping[str, Any]) -> None:
         """Report that the worker consumes."""
-        self.recorder.tell("worker.online", {"pid": os.getpid(), **facts})
+        about = {"pid": os.getpid(), "taskq_version": __version__}
+        self.recorder.tell("worker.online", {**about, **facts})
+
+    def alive(self, facts: Mapping[str, Any]) -> None:
+        """Report that the worker is there."""
+        about = {"interval_s": HEARTBEAT_S, "dropped": self.recorder.dropped}
+        self.recorder.tell("worker.heartbeat", {**about, **facts})
 
     def offline(self) -> None:
         """Report that the worker stops."""
@@ -117,20 +166,28 @@ def _record(kind: str, held: Held, at_us: int, more: dict[str, Any] | None) -> R
     message, envelope = held.delivery.message, held.envelope
     root_id, parent_id = envelope.root_id, envelope.parent_id
     queue, retries = held.delivery.queue, envelope.retries
-    return (kind, at_us, 0, message.id, message.task, queue, retries, root_id, parent_id, 0, more)
+    run = (message.id, message.task, queue, retries, root_id, parent_id, 0, more)
+    return (kind, at_us, 0, *run, held.received_us, envelope.due_ms)
 
 
-def _more(ending: Ending) -> dict[str, Any] | None:
+def _more(ending: Ending, tracebacks: bool) -> dict[str, Any] | None:
     """Return the fields that only some endings have."""
     more: dict[str, Any] = {}
     code = ending.code
     if code in _OWN_COPY and ending.follow:
         more["due_ms"] = ending.follow[0].due_ms
+    if code == outcome.SUCCESS and ending.detail:
+        size, _, text = ending.detail.partition(" ")
+        more["result"], more["result_size_bytes"] = text, int(size)
     if code in (outcome.RETRY, outcome.FAILURE, endings.MALFORMED):
         letter = next((item for item in ending.follow if item.dead), None)
         if letter is not None:
             more["reason"] = _text(letter.message.headers.get(DEAD_PREFIX + "reason"))
             more["error"] = _dead_error(letter)
+            trace = letter.message.headers.get(DEAD_PREFIX + "traceback")
+            if tracebacks and isinstance(trace, str):
+                # Its end says where it happened.
+                more["error"]["traceback"] = trace[-_TRACEBACK:]
         elif ending.detail:
             more["error"] = {"type": ending.detail.partition(" ")[0]}
             history = ending.follow[0].message.headers.get(HISTORY) if ending.follow else None
@@ -154,69 +211,11 @@ def _followed(held: Held, ending: Ending, now: int) -> list[Record]:
         if item.dead:
             reason = _text(item.message.headers.get(DEAD_PREFIX + "reason"))
             more = {"reason": reason, "error": _dead_error(item)}
+            held.received_us = 0
             records.append(_record("task.dead_lettered", held, now, more))
         elif not item.topic and ending.code != DUPLICATE:
             records.append(sent_record(item))
     return records
-
-
-class Courier:
-    """Sends a recorder's batches ten times a second, one at a time and in order.
-
-    What the broker does not take within the timeout is given up and counted: events must not
-    pile up in a worker whose tasks can go on.
-    """
-
-    def __init__(self, recorder: Recorder, broker: Broker, timeout_s: float) -> None:
-        self._recorder = recorder
-        self._broker = broker
-        self._timeout_s = timeout_s
-        self._wake = threading.Event()
-        self._stopping = threading.Event()
-        self._troubled = False
-        self._thread = threading.Thread(target=self._run, name="taskq-events", daemon=True)
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def nudge(self) -> None:
-        """Learn that records wait; cheap, may be called for each batch."""
-        if not self._wake.is_set():
-            self._wake.set()
-
-    def stop(self) -> None:
-        """Send what waits and end."""
-        self._stopping.set()
-        self._wake.set()
-        self._thread.join(_LAST_S)
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            self._wake.wait()
-            # Collects for a moment: one message for many events.
-            self._stopping.wait(_EVERY_S)
-            self._wake.clear()
-            self._flush()
-        self._flush()
-
-    def _flush(self) -> None:
-        while (item := self._recorder.take()) is not None:
-            error: Exception | None
-            try:
-                error = self._broker.publish([item], self._timeout_s)[0]
-            # An unforeseen error must cost events, not the thread.
-            except Exception as problem:
-                log.exception("sending events failed")
-                error = problem
-            if error is not None:
-                self._recorder.lost(item)
-            if (error is not None) != self._troubled:
-                self._troubled = error is not None
-                text = f"events are being dropped error={error}" if error else "events go on"
-                log.log(logging.WARNING if error else logging.INFO, "%s", text)
-            if self._recorder.waiting < _CROWD and not self._stopping.is_set():
-                return
 
 
 class Reporting:
@@ -236,8 +235,12 @@ class Reporting:
         """
         self.durable = settings.events == "durable"
         self._settler = settler
+        self._hub: Hub | None = None
         settler.events = self.take
-        self._report = Report(app, worker) if settings.events != "off" else None
+        self._report: Report | None = None
+        if settings.events != "off":
+            self._report = Report(app, worker, settings.event_tracebacks)
+            settler.on_refused = self._report.recorder.lost
         self._courier: Courier | None = None
         if self._report is not None and not self.durable:
             self._courier = Courier(self._report.recorder, broker, settings.publish_timeout_s)
@@ -247,13 +250,26 @@ class Reporting:
         """Events that were given up."""
         return self._report.recorder.dropped if self._report is not None else 0
 
-    def start(self, facts: Mapping[str, Any]) -> None:
-        """Begin; see `Report.online`."""
+    def start(self, hub: "Hub") -> None:
+        """Begin, on the hub's loop; see `Report.online`."""
         if self._courier is not None:
             self._courier.start()
         if self._report is not None:
-            self._report.online(facts)
+            self._hub = hub
+            pool, queues = hub.settings.pool, list(hub.queues)
+            self._report.online({"pool": pool, "slots": hub.pool.slots, "queues": queues})
             self._nudge()
+            asyncio.get_running_loop().call_later(HEARTBEAT_S, self._beat)
+
+    def _beat(self) -> None:
+        hub, report = self._hub, self._report
+        if hub is None or report is None:
+            return
+        running = sum(1 for _ in hub.pool.running())
+        done = sum(hub.stats.endings.values())
+        report.alive({"slots": hub.pool.slots, "running": running, "ended": done})
+        self._nudge()
+        asyncio.get_running_loop().call_later(HEARTBEAT_S, self._beat)
 
     def ended(self, outcomes: list[tuple[Held, Ending]]) -> None:
         """Report endings; call it before they are handed to the settler."""
@@ -271,6 +287,7 @@ class Reporting:
 
     def stop(self) -> None:
         """Report the end of the worker, and send what waits."""
+        self._hub = None
         if self._report is not None:
             self._report.offline()
             if self._courier is not None:
@@ -280,8 +297,8 @@ class Reporting:
         """Return what the settling thread sends with its batch: nothing unless durable."""
         if self._report is None or not self.durable:
             return ()
-        item = self._report.recorder.take()
-        return () if item is None else (item,)
+        # All of it: what is left would come after the acknowledgement of its task.
+        return list(iter(self._report.recorder.take, None))
 
     def _nudge(self) -> None:
         if self._courier is not None:

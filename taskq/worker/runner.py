@@ -62,6 +62,7 @@ class Runner:
         hooks = registry.hooks
         self._on_start = hooks.has_listeners("task_start")
         self._on_success = hooks.has_listeners("task_success")
+        self._shown = registry.shown
 
     def decode(self, message: Message, queue: str, redelivered: bool) -> Job | Ending:
         """Return the job of a message, or the ending of one that cannot be run."""
@@ -185,7 +186,11 @@ class Runner:
             encoded = encoded if keep else None
         if self._on_success:
             self._registry.hooks.emit("task_success", job.request, value)
-        return endings.succeeded(case, encoded, follow, us)
+        ending = endings.succeeded(case, encoded, follow, us)
+        if self._shown is not None:
+            size_bytes = len(codecs.dumps(value) if encoded is None else encoded)
+            ending.detail = f"{size_bytes} {self._shown(value)}"
+        return ending
 
     def _fail(self, job: Job, error: BaseException, us: int) -> Ending:
         case = job.case

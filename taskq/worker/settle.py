@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from taskq import outcome
 from taskq.brokers.base import Broker, Consumer, Outgoing
 from taskq.errors import BrokerError, ConfigError, PublishError, ResultsUnavailable, TaskqError
+from taskq.events.schema import EXCHANGE
 from taskq.flow.asks import Release
 from taskq.resend import dead
 from taskq.results.base import (
@@ -51,6 +52,7 @@ class Settler:
         consumer: Whose deliveries are acknowledged; set before `start`.
         store: The results store; None when results are off.
         events: Gives messages to send with each batch, before it is acknowledged.
+        on_refused: Takes events that the broker will never take.
         on_dead: Takes dead letters that the broker has confirmed; None when nobody listens.
         release: Gives back what limits gave to the runs of a batch; None where there are none.
         trouble: What settling waits for, or empty.
@@ -75,6 +77,7 @@ class Settler:
         self.events: Callable[[], Sequence[Outgoing]] = tuple
         self.release: Callable[[list[Release]], None] | None = None
         self.on_dead: Callable[[Sequence[Outgoing]], None] | None = None
+        self.on_refused: Callable[[Outgoing], None] | None = None
         self._broker = broker
         self.store = store
         self._timeout_s = publish_timeout_s
@@ -255,7 +258,7 @@ class Settler:
             failed = [
                 (item, error)
                 for item, error in zip(waiting, errors, strict=True)
-                if error and not (item.topic and error.reason in _HOPELESS)
+                if error and not self._passed_over(item, error)
             ]
             if self.on_dead is not None:
                 pairs = zip(waiting, errors, strict=True)
@@ -267,6 +270,13 @@ class Settler:
                 raise failed[0][1]
 
         self._insist("broker", attempt)
+
+    def _passed_over(self, item: Outgoing, error: PublishError) -> bool:
+        """Return whether a failed message is given up: events must not keep tasks from ending."""
+        hopeless = bool(item.topic) and error.reason in _HOPELESS
+        if hopeless and self.on_refused is not None and item.queue == EXCHANGE:
+            self.on_refused(item)
+        return hopeless
 
     def _insist(self, what: str, attempt: Callable[[], Value]) -> Value:
         """Repeat until it works; raise Abandoned when the worker stops first."""

@@ -105,7 +105,7 @@ def _log(held: Held, ending: Ending) -> None:
         _named(message.id),
         held.envelope.retries + 1,
         ending.runtime_us / 1000,
-        f" why={ending.detail}" if ending.detail else "",
+        f" why={ending.detail}" if ending.detail and ending.code != outcome.SUCCESS else "",
         extra={
             "task": message.task,
             "task_id": message.id,

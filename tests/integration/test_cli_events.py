@@ -25,8 +25,10 @@ def test_the_history_of_a_failed_task(user: User) -> None:
 
     assert [row["type"].removeprefix("io.taskq.task.") for row in rows] == [
         "sent",
+        "received",
         "started",
         "retried",
+        "received",
         "started",
         "failed",
         "dead_lettered",

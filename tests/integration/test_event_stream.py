@@ -90,8 +90,9 @@ def test_the_life_of_tasks_is_told_in_order(url: str, mode: str) -> None:
     seen.until("worker.offline")
     app.close()
 
-    assert seen.types(good) == ["task.sent", "task.started", "task.succeeded"]
-    assert seen.types(bad) == ["task.sent", "task.started", "task.failed", "task.dead_lettered"]
+    run = ["task.sent", "task.received", "task.started"]
+    assert seen.types(good) == [*run, "task.succeeded"]
+    assert seen.types(bad) == [*run, "task.failed", "task.dead_lettered"]
     assert failed.data["error"] == {"type": "ValueError", "message": "no luck"}
     assert failed.data["reason"] == "failed"
     mark = Watermark()
@@ -126,8 +127,10 @@ def test_retries_delays_and_chains_are_told(app: TaskQ) -> None:
 
     assert seen.types(first.id) == [
         "task.sent",
+        "task.received",
         "task.started",
         "task.retried",
+        "task.received",
         "task.started",
         "task.succeeded",
     ]

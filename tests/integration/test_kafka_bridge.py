@@ -251,16 +251,16 @@ def test_real_tasks_reach_kafka_through_the_embedded_file(
     def all_there() -> bool:
         with contextlib.suppress(KeyError):
             seen[:] = read_topic(any_kafka.bootstrap, topics.tasks)
-        return len(seen) >= 9
+        return len(seen) >= 12
 
     with running(app.broker, any_kafka, topics) as until:
-        until(lambda bridge: bridge.produced >= 11 and not bridge.in_flight)
-        wait_for(all_there, 60, "nine events in the topic")
+        until(lambda bridge: bridge.produced >= 14 and not bridge.in_flight)
+        wait_for(all_there, 60, "twelve events in the topic")
     app.close()
 
     by_task = {
         task_id: [item.json["type"] for item in seen if item.key == task_id] for task_id in ids
     }
-    life = [f"io.taskq.task.{word}" for word in ("sent", "started", "succeeded")]
+    life = [f"io.taskq.task.{word}" for word in ("sent", "received", "started", "succeeded")]
     assert by_task == dict.fromkeys(ids, life)
     assert json.loads(seen[0].value)["specversion"] == "1.0"

@@ -27,7 +27,7 @@ from taskq.events.bus import Recorder
 KafkaException = pytest.importorskip("confluent_kafka").KafkaException
 ROOT = Path(__file__).parents[2]
 SOAK = bool(os.environ.get("SOAK"))
-BATCHES, NAMES = (2000, 20) if SOAK else (180, 20)
+BATCHES, NAMES = (2001, 20) if SOAK else (180, 20)
 KILLS = (0.15, 0.3, 0.5, 0.65, 0.8) if SOAK else (0.4,)
 KAFKA_KILLS = (0.4, 0.75) if SOAK else (0.7,)
 TASKS = "taskq.task-events"

@@ -92,7 +92,8 @@ def test_the_schema_describes_every_type_and_nothing_else_passes() -> None:
     """The schema is shipped: consumers in other languages check against it."""
     schema = load_schema()
     check = validator()
-    for kind in [*TASK_STATES, "worker.online", "worker.offline"]:
+    others = ("online", "heartbeat", "offline", "lost")
+    for kind in [*TASK_STATES, *(f"worker.{word}" for word in others)]:
         assert kind in schema["$defs"], kind
     record = (
         "task.failed",
