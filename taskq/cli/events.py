@@ -12,7 +12,7 @@ from taskq.app import TaskQ
 from taskq.cli.errors import Failure
 from taskq.cli.framework import Command, Group, json_option, opened_app
 from taskq.cli.output import as_text, paint, say, table, write_json
-from taskq.cli.values import SPAN
+from taskq.cli.values import SIZE, SPAN
 from taskq.events.schema import Event, to_cloudevent
 from taskq.events.stream import Reader, make_filter
 from taskq.events.windows import Line, TumblingWindows, lines_of
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.5
 _COLUMNS = ("start", "task", "sent", "succeeded", "failed", "retried", "dead")
-_READER = "history"
 
 
 def _moment(time_us: int) -> str:
@@ -126,7 +125,9 @@ def _is_embedded(app: TaskQ) -> bool:
 def _catch_up(app: TaskQ, history: "History") -> None:
     """Bring the history of an embedded broker up to date, and say so when there is none at all."""
     if _is_embedded(app):
-        with contextlib.closing(app.broker.events(_READER)) as feed:
+        from taskq.events.history import READER
+
+        with contextlib.closing(app.broker.events(READER)) as feed:
             history.catch_up(feed)
     elif not history.count():
         raise Failure(f"{history.path} has no events; keep `taskq events record` running")
@@ -143,17 +144,20 @@ def _catch_up(app: TaskQ, history: "History") -> None:
 @click.option(
     "--max-events", type=click.IntRange(1), default=10**7, help="Keep so many (10 million)."
 )
+@click.option("--max-bytes", type=SIZE, default="10GB", help="Keep the file below (10GB).")
 @click.option("--once", is_flag=True, help="Record what waits, then end.")
-def record(path: str | None, max_age_s: float, max_events: int, once: bool) -> None:
+def record(path: str | None, once: bool, **bounds: Any) -> None:
     """Write events into the history, until Ctrl-C.
 
     Of several such processes one records and the others stand by. What happens while none runs
     waits in the broker.
     """
+    from taskq.events.history import READER
+
     with (
         opened_app() as app,
-        _history(app, path, max_age_s=max_age_s, max_events=max_events) as history,
-        contextlib.closing(app.broker.events(_READER)) as feed,
+        _history(app, path, **bounds) as history,
+        contextlib.closing(app.broker.events(READER)) as feed,
     ):
         click.echo(f"recording into {history.path}", err=True)
         while not once:

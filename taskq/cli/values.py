@@ -10,6 +10,8 @@ import click
 from taskq import clock
 
 _SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)")
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", re.IGNORECASE)
+_UNITS_BYTES: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS_S: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -63,6 +65,22 @@ class Span(_Type):
         return float(found[1]) * _UNITS_S[found[2]]
 
 
+class Size(_Type):
+    """Bytes, or a number with a unit: `500MB`, `10GB`."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return bytes."""
+        if isinstance(value, int):
+            return value
+        found = _SIZE.fullmatch(value.strip())
+        size_bytes = round(float(found[1]) * _UNITS_BYTES[found[2].upper()]) if found else 0
+        if size_bytes < 1:
+            self.fail(f"{value!r} is no size; write 500MB or 10GB", param, ctx)
+        return size_bytes
+
+
 class Moment(_Type):
     """An ISO-8601 date; without offset it counts as UTC."""
 
@@ -101,5 +119,6 @@ class Since(_Type):
 JSON_LIST: Final = JsonParameter(list)
 JSON_MAP: Final = JsonParameter(dict)
 SPAN: Final = Span()
+SIZE: Final = Size()
 MOMENT: Final = Moment()
 SINCE: Final = Since()

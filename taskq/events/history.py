@@ -1,4 +1,4 @@
-"""The history: events in an SQLite file of their own, found by task, pruned by age and number.
+"""The history: events in an SQLite file, found by task, pruned by age, number and size.
 
 Events that come twice are recognised by their source's watermark, which is kept in the same
 transaction; so a recorder that was killed goes on without duplicates.
@@ -13,12 +13,18 @@ from typing import Any, Final
 
 import msgpack
 
+from taskq.brokers.base import Broker
 from taskq.errors import ConfigError, DecodeError
 from taskq.events.feed import EventFeed
 from taskq.events.schema import Event, read_batch
 
 MAX_AGE_S: Final = 30 * 86_400.0
 MAX_EVENTS: Final = 10_000_000
+MAX_BYTES: Final = 10_000_000_000
+VERSION: Final = 1
+"""Of the file's tables; a later taskq may write another one."""
+READER: Final = "history"
+"""Under this name the history reads the broker's events."""
 _BUSY_S: Final = 10.0
 _PRUNE_EVERY: Final = 20_000
 _PRUNE_ROWS: Final = 20_000
@@ -50,7 +56,12 @@ class History:
     """
 
     def __init__(
-        self, path: str, *, max_age_s: float = MAX_AGE_S, max_events: int = MAX_EVENTS
+        self,
+        path: str,
+        *,
+        max_age_s: float = MAX_AGE_S,
+        max_events: int = MAX_EVENTS,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         """Open the file, or make it.
 
@@ -58,6 +69,7 @@ class History:
             path: Where.
             max_age_s: Older events are removed, in seconds.
             max_events: Beyond this the oldest are removed.
+            max_bytes: Beyond this size of the file the oldest are removed.
 
         Raises:
             ConfigError: If it cannot be used.
@@ -66,12 +78,21 @@ class History:
         self.unreadable = 0
         self._max_age_s = max_age_s
         self._max_events = max_events
+        self._max_bytes = max_bytes
         self._added = 0
         try:
             self._connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
+            # Before the first table, or it has no effect: what is removed gives its space back.
+            self._connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = NORMAL")
-            self._connection.executescript(_TABLES)
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+            if version > VERSION:
+                raise ConfigError(
+                    f"the history {path} was written by a later taskq (version {version}, this "
+                    f"one reads {VERSION}); use that one, or another file"
+                )
+            self._connection.executescript(f"{_TABLES}PRAGMA user_version = {VERSION};")
         except sqlite3.Error as error:
             raise ConfigError(f"the history {path} cannot be used: {error}") from error
 
@@ -131,6 +152,10 @@ class History:
             ConfigError: If the broker refuses for good.
             BrokerUnavailable: If the embedded file cannot be read.
         """
+        return self._read(feed, timeout_s)[1]
+
+    def _read(self, feed: EventFeed, timeout_s: float) -> tuple[int, int]:
+        """Return how many batches came, and how many events of them were new."""
         batches = feed.get(timeout_s)
         events: list[Event] = []
         for _, body in batches:
@@ -141,15 +166,16 @@ class History:
         added = self.add(events) if events else 0
         if batches:
             feed.ack(batches[-1][0])
-        return added
+        return len(batches), added
 
     def catch_up(self, feed: EventFeed) -> int:
         """Store what waits for a reader now; return how many events were new."""
         total = 0
         while True:
-            added = self.read(feed, _QUIET_S)
+            # Not by what is new: behind batches that came twice others may wait.
+            batches, added = self._read(feed, _QUIET_S)
             total += added
-            if not added:
+            if not batches:
                 return total
 
     def life(self, task_id: str) -> list[Event]:
@@ -158,9 +184,12 @@ class History:
         Args:
             task_id: Id of the task.
         """
-        where = "WHERE seq IN (SELECT seq FROM events WHERE task_id = ? UNION ALL "
-        where += "SELECT seq FROM events WHERE root_id = ?) ORDER BY time_us, source, number"
-        return list(self._select(where, (task_id, task_id)))
+        own = list(self._select("WHERE task_id = ?", (task_id,)))
+        root_id = next((event.root_id for event in own), task_id)
+        family = list(self._select("WHERE root_id = ?", (root_id,)))
+        if root_id != task_id:
+            family = _descendants(task_id, family)
+        return sorted([*own, *family], key=lambda e: (e.time_us, e.source, e.sequence))
 
     def between(self, since_us: int, until_us: int) -> Iterator[Event]:
         """Yield the events of a span of time, oldest first.
@@ -183,21 +212,39 @@ class History:
         (count,) = self._connection.execute("SELECT count(*) FROM events").fetchone()
         return int(count)
 
+    @property
+    def size_bytes(self) -> int:
+        """How much of the file is in use; what lies beside it until it is merged not counted."""
+        pragmas = ("page_count", "freelist_count", "page_size")
+        pages, free, size_bytes = (
+            self._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in pragmas
+        )
+        return int((pages - free) * size_bytes)
+
     def prune(self) -> int:
         """Remove what is too old or too much; return how many events went."""
         oldest_us = time.time_ns() // 1000 - round(self._max_age_s * 1e6)
         total = 0
         while True:
+            too_large = self.size_bytes > self._max_bytes
             with self._transaction() as connection:
-                (last,) = connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()
+                first, last = connection.execute(
+                    "SELECT coalesce(min(seq), 0), coalesce(max(seq), 0) FROM events"
+                ).fetchone()
+                share = max(1, (last - first + 1) // 20)
+                upto = first + min(share, _PRUNE_ROWS) if too_large and last else 0
                 removed = connection.execute(
                     "DELETE FROM events WHERE seq IN (SELECT seq FROM events "
-                    "WHERE seq <= ? OR time_us < ? ORDER BY seq LIMIT ?)",
-                    (last - self._max_events, oldest_us, _PRUNE_ROWS),
+                    "WHERE seq <= ? UNION SELECT seq FROM events WHERE time_us < ? LIMIT ?)",
+                    (max(last - self._max_events, upto), oldest_us, _PRUNE_ROWS),
                 ).rowcount
             total += removed
-            if removed < _PRUNE_ROWS:
-                return total
+            if not removed or (removed < _PRUNE_ROWS and not too_large):
+                break
+        if total:
+            # As a script: `execute` would stop after the first page.
+            self._connection.executescript("PRAGMA incremental_vacuum")
+        return total
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -217,6 +264,45 @@ def _ids(event: Event) -> tuple[str | None, str | None]:
     task_id = event.task_id or None
     root_id = event.root_id if event.root_id != task_id else None
     return task_id, root_id or None
+
+
+def _descendants(task_id: str, events: Sequence[Event]) -> list[Event]:
+    """Return the events of what a task began, and of what that began, out of those of its root."""
+    children: dict[str, set[str]] = {}
+    for event in events:
+        parent_id = event.data.get("parent_id")
+        if isinstance(parent_id, str):
+            children.setdefault(parent_id, set()).add(event.task_id)
+    found: set[str] = set()
+    waiting = [task_id]
+    while waiting:
+        fresh = children.get(waiting.pop(), set()) - found
+        found |= fresh
+        waiting += fresh
+    found.discard(task_id)
+    return [event for event in events if event.task_id in found]
+
+
+def replay(broker: Broker, since_us: int, until_us: int, path: str = "") -> Iterator[Event]:
+    """Yield the events of a span of time out of a broker's history, oldest first.
+
+    Args:
+        broker: Whose; an embedded one's history is brought up to date before.
+        since_us: From this moment on, as epoch microseconds.
+        until_us: Before this moment.
+        path: The file; see `history_path` for the default.
+
+    Raises:
+        ConfigError: If the file cannot be used.
+    """
+    history = History(path or history_path(broker.url))
+    try:
+        if broker.url.startswith("sqlite:"):
+            with contextlib.closing(broker.events(READER)) as feed:
+                history.catch_up(feed)
+        yield from history.between(since_us, until_us)
+    finally:
+        history.close()
 
 
 def history_path(broker_url: str) -> str:

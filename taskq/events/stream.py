@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from taskq.brokers.base import Broker
@@ -182,6 +183,31 @@ class Events:
         reader = Reader(feed, wanted)
         return _tail(feed, reader, timeout_s)
 
+    def replay(
+        self, since: datetime, until: datetime | None = None, *, file: str = ""
+    ) -> Iterator[Event]:
+        """Yield recorded events again, oldest first, such as to rebuild a state from them.
+
+        They come from the history: of an embedded broker it is brought up to date before; with
+        RabbitMQ `taskq events record` has to run.
+
+        Args:
+            since: From this moment on; an aware datetime.
+            until: Before this moment; now by default.
+            file: The history; beside the embedded file, else `taskq-history.db`, by default.
+
+        Raises:
+            ConfigError: If a moment has no zone, or the file cannot be used.
+        """
+        from taskq.events.history import replay
+
+        moments = [since, until or datetime.now(UTC)]
+        for moment in moments:
+            if not isinstance(moment, datetime) or moment.tzinfo is None:
+                raise ConfigError(f"{moment!r} is no aware datetime, such as datetime.now(UTC)")
+        since_us, until_us = (round(moment.timestamp() * 1e6) for moment in moments)
+        return replay(self._broker(), since_us, until_us, file)
+
     def tell(self, kind: str, data: dict[str, Any], timeout_s: float = 5.0) -> bool:
         """Publish an event of one's own at once, such as `schedule.fired`.
 
@@ -202,7 +228,6 @@ class Events:
         if error is not None:
             recorder.lost(item)
         return error is None
-
 
     def announce(self, kind: str, data: dict[str, Any]) -> None:
         """Tell what was just done; a failure is logged, and `events="off"` says nothing.

@@ -1,15 +1,20 @@
 """History and windows: what was recorded once is found, counted and pruned."""
 
 import random
+import sqlite3
 import statistics
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from taskq import TaskQ
 from taskq.errors import ConfigError
 from taskq.events import Event
+from taskq.events.bus import Recorder
+from taskq.events.feed import EventFeed
 from taskq.events.history import History, history_path
 from taskq.events.windows import Histogram, TumblingWindows, lines_of
 
@@ -79,6 +84,112 @@ def test_pruning_by_age_and_number(tmp_path: Path) -> None:
     assert book.life("old1") == []
     assert len(book.life("new29")) == 1
     book.close()
+
+
+def test_pruning_by_size_gives_the_space_back(tmp_path: Path) -> None:
+    """A disk is full by bytes, not by events."""
+    path = tmp_path / "h.db"
+    book = History(str(path), max_bytes=2_000_000)
+    note = "x" * 1000
+    for start in range(1, 10_001, 1000):
+        book.add([event(n, "task.sent", f"i{n}", note=note) for n in range(start, start + 1000)])
+    before = book.size_bytes
+
+    removed = book.prune()
+    book.close()
+
+    assert before > 5_000_000
+    assert path.stat().st_size <= 2_000_000
+    again = History(str(path), max_bytes=2_000_000)
+    assert again.prune() == 0
+    assert again.count() == 10_000 - removed > 500
+    assert again.life("i1") == []
+    assert [e.data["note"] for e in again.life("i10000")] == [note]
+    again.close()
+
+
+def test_the_life_of_a_task_in_the_middle_has_its_own_children_only(history: History) -> None:
+    """Its root's other children are another story."""
+    facts = {"root_id": "a"}
+    history.add(
+        [
+            event(1, "task.sent", "a", 1),
+            event(2, "task.sent", "b", 2, parent_id="a", **facts),
+            event(3, "task.sent", "c", 3, parent_id="a", **facts),
+            event(4, "task.sent", "b1", 4, parent_id="b", **facts),
+            event(5, "task.sent", "b2", 5, parent_id="b1", **facts),
+            event(6, "task.retried", "b", 6, parent_id="a", **facts),
+        ]
+    )
+
+    assert [e.task_id for e in history.life("b")] == ["b", "b1", "b2", "b"]
+    assert [e.task_id for e in history.life("a")] == ["a", "b", "c", "b1", "b2", "b"]
+    assert [e.task_id for e in history.life("b2")] == ["b2"]
+
+
+def test_a_history_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
+    """Writing into tables that it does not know would spoil them."""
+    path = tmp_path / "h.db"
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+
+    with pytest.raises(ConfigError, match="version 99"):
+        History(str(path))
+
+
+class Feed(EventFeed):
+    """A feed of given batches."""
+
+    def __init__(self, rounds: list[list[bytes]]) -> None:
+        self.rounds = rounds
+        self.acked: list[int] = []
+
+    def get(self, timeout_s: float) -> list[tuple[int, bytes]]:
+        batches = self.rounds.pop(0) if self.rounds else []
+        return [(len(self.rounds), body) for body in batches]
+
+    def ack(self, receipt: int) -> None:
+        self.acked.append(receipt)
+
+    def close(self) -> None:
+        pass
+
+
+def test_catching_up_goes_on_behind_what_came_twice(history: History) -> None:
+    """A recorder that was killed gets its last batches again, and others wait behind them."""
+    recorder = Recorder("shop")
+    bodies = []
+    for name in ("a", "b"):
+        recorder.tell("test.told", {"name": name})
+        item = recorder.take()
+        assert item is not None
+        bodies.append(item.message.body)
+    history.catch_up(Feed([[bodies[0]]]))
+    feed = Feed([[bodies[0]], [b"garbage"], [bodies[1]]])
+
+    assert history.catch_up(feed) == 1
+    assert (history.count(), history.unreadable) == (2, 1)
+    assert feed.acked == [2, 1, 0]
+
+
+def test_events_are_replayed_into_a_state(tmp_path: Path) -> None:
+    """What a program that starts later knows of what happened before it."""
+    app = TaskQ("shop", broker=f"sqlite:///{tmp_path}/work.db")
+    began = datetime.now(UTC)
+    for number in range(3):
+        app.events.tell("stock.moved", {"count": number})
+    later = datetime.now(UTC)
+    app.events.tell("stock.moved", {"count": 100})
+
+    told = list(app.events.replay(since=began, until=later))
+    everything = list(app.events.replay(since=began))
+
+    assert sum(event.data["count"] for event in told) == 3
+    assert len(everything) == 4
+    with pytest.raises(ConfigError, match="aware"):
+        app.events.replay(since=datetime(2026, 1, 1))
+    app.close()
 
 
 def test_a_file_that_is_no_history_is_named(tmp_path: Path) -> None:
