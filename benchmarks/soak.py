@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,12 +24,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from servers import RabbitServer, RedisServer  # noqa: E402
 
 from taskq import TaskQ  # noqa: E402
+from taskq.errors import PublishError  # noqa: E402
 from taskq.torture.account import unfinished, until  # noqa: E402
 from taskq.torture.campaign import isolated, make_client  # noqa: E402
 from taskq.torture.fleet import Fleet, Worker  # noqa: E402
 
 FAILING = 5
 """One of so many tasks fails, twice, and becomes a dead letter."""
+BATCH = 1000
+"""Tasks confirmed at once; one batch of all of a part can take longer than `publish_timeout_s`."""
 
 
 def memory_mb(pid: int) -> float:
@@ -56,12 +60,25 @@ def servers(place: str) -> Iterator[tuple[str, str]]:
 
 
 def send_part(app: TaskQ, start: int, count: int) -> set[str]:
-    """Send tasks and return their ids."""
-    with app.batch():
-        return {
-            app.send_task("torture.fail" if number % FAILING == 0 else "torture.work").id
-            for number in range(start, start + count)
-        }
+    """Send tasks and return their ids; what a busy broker did not confirm is sent again."""
+    names = {
+        str(uuid.uuid4()): "torture.fail" if number % FAILING == 0 else "torture.work"
+        for number in range(start, start + count)
+    }
+    ids = list(names)
+    for first in range(0, count, BATCH):
+        left = set(ids[first : first + BATCH])
+        while left:
+            try:
+                with app.batch():
+                    for task_id in left:
+                        app.send_task(names[task_id], task_id=task_id)
+                break
+            except PublishError as error:
+                print(f"{len(error.failed_ids)} sends were not confirmed: {error.reason}")
+                left &= set(error.failed_ids)
+                time.sleep(1)
+    return set(ids)
 
 
 def sample(worker: Worker) -> dict[str, float]:

@@ -41,6 +41,8 @@ COLUMNS = (
     "duplicated",
     "early",
     "slowest_send_s",
+    "files_grown",
+    "memory_grown_mb",
 )
 
 
@@ -108,7 +110,8 @@ def as_text(name: str, report: dict[str, Any]) -> str:
     lines += [f"| {' | '.join(COLUMNS)} |".replace("_", " ")]
     lines += ["|---" + "|---:" * (len(COLUMNS) - 1) + "|"]
     for row in report["faults"]:
-        lines.append(f"| {' | '.join(str(row[column]) for column in COLUMNS)} |")
+        cells = ("-" if row[column] is None else str(row[column]) for column in COLUMNS)
+        lines.append(f"| {' | '.join(cells)} |")
     failures = [f"{row['fault']}: {text}" for row in report["faults"] for text in row["failures"]]
     lines += ["", *(failures or ["No guarantee was broken."]), ""]
     return "\n".join(lines)

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -10,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -18,6 +16,7 @@ import click
 from taskq import outcome
 from taskq.cli.errors import Failure
 from taskq.cli.framework import Command
+from taskq.cli.leaving import end_in_order
 from taskq.cli.output import STATE_COLOURS, as_text, clean, paint, say, short_id, table
 from taskq.dead import DeadLetter, DeadLetters
 from taskq.results.base import Record, decode_record
@@ -135,7 +134,7 @@ def demo(keep: Path | None) -> None:
     Needs no server and no configuration: the queue is a file in a temporary directory.
     """
     with contextlib.ExitStack() as stack:
-        _end_in_order(stack)
+        end_in_order(stack)
         if keep is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="taskq-demo-")))
         else:
@@ -151,16 +150,6 @@ def demo(keep: Path | None) -> None:
             say(f"\nKept; look around with\n  export TASKQ_BROKER={url} TASKQ_RESULTS={url}")
     if not ok:
         raise Failure("the demo did not go as it should; please report what is above")
-
-
-def _end_in_order(stack: contextlib.ExitStack) -> None:
-    """Make TERM and HUP stop the worker and remove the directory, as Ctrl-C does."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        stack.callback(signal.signal, number, signal.signal(number, leave))
 
 
 @contextlib.contextmanager

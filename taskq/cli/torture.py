@@ -11,6 +11,7 @@ import click
 
 from taskq.cli.errors import Failure
 from taskq.cli.framework import Command, json_option
+from taskq.cli.leaving import end_in_order
 from taskq.cli.output import say, table, write_json
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def torture(as_json: bool, **options: Any) -> None:
     Exit code 1 when a task was lost, early, or left over, or a send took too long.
     """
     with contextlib.ExitStack() as stack:
+        end_in_order(stack)
         directory = stack.enter_context(_directory())
         rows, seed, broker = _run(stack, directory, options, as_json)
         failed = [row for row in rows if row.failures]

@@ -32,6 +32,10 @@ class Row:
         account: What became of the tasks.
         memory_mb: Most resident memory of a hub afterwards, in MB.
         growth: What grew and should not have, in words; empty when nothing did.
+        files_grown: Most files that the client, or a hub that lived through it, has open more than
+            before; below zero when all have fewer.
+        memory_grown_mb: Most resident memory that a hub which lived through it has more than
+            before, in MB; None when no hub did.
     """
 
     fault: str
@@ -39,6 +43,8 @@ class Row:
     account: Account
     memory_mb: float
     growth: str
+    files_grown: int = 0
+    memory_grown_mb: float | None = None
 
     @property
     def failures(self) -> list[str]:
@@ -74,6 +80,10 @@ class Row:
             "slowest_send_s": round(account.slowest_send_s, 3),
             "drained_s": round(account.drained_s, 1),
             "memory_mb": round(self.memory_mb, 1),
+            "files_grown": self.files_grown,
+            "memory_grown_mb": None
+            if self.memory_grown_mb is None
+            else round(self.memory_grown_mb, 1),
             "failures": self.failures,
         }
 
@@ -114,9 +124,15 @@ def run_fault(
     account = settle(bench.app, load, bench.fleet.runs_path, drain_s)
     forget(bench.app, [*load.confirmed, *load.doubtful])
     growth = watch.growth()
-    memory_mb = max(worker.memory_mb() for worker in bench.fleet.workers)
+    files_grown, memory_grown_mb = watch.grown()
     return Row(
-        fault=fault.name, strikes=strikes, account=account, memory_mb=memory_mb, growth=growth
+        fault=fault.name,
+        strikes=strikes,
+        account=account,
+        memory_mb=max(worker.memory_mb() for worker in bench.fleet.workers),
+        growth=growth,
+        files_grown=files_grown,
+        memory_grown_mb=memory_grown_mb,
     )
 
 
@@ -141,6 +157,17 @@ class _Watch:
         """Return what has grown, in words, and does not shrink again within some seconds."""
         until(lambda: not self._found(), _FLAT_S)
         return self._found()
+
+    def grown(self) -> tuple[int, float | None]:
+        """Return how many files more are open, and how much memory more a hub uses, in MB."""
+        files = [self._own_files() - self._files]
+        memory_mb: list[float] = []
+        for worker in self._bench.fleet.workers:
+            if worker.pid in self._hubs:
+                files_before, before_mb = self._hubs[worker.pid]
+                files.append(worker.descriptors() - files_before)
+                memory_mb.append(worker.memory_mb() - before_mb)
+        return max(files), max(memory_mb, default=None)
 
     def _found(self) -> str:
         files = self._own_files()

@@ -22,17 +22,26 @@ def new_prefix() -> str:
 
 
 def check_free(app: TaskQ) -> None:
-    """Refuse a place that holds queues already.
+    """Refuse a place that holds queues already, or whose results store is not there.
 
     Raises:
         ConfigError: If it holds any.
         BrokerUnavailable: If the broker cannot be reached.
+        ResultsUnavailable: If the results store cannot be reached: every send would be confirmed,
+            and the account would wait for minutes before it called all of them lost.
     """
+    if app.results is not None:
+        app.results.fetch([str(uuid.uuid4())])
     broker = app.broker
-    taken = [name for name in broker.known_queues() if name != DEAD_QUEUE]
+    depths = broker.depths({QUEUE, DEAD_QUEUE, "default"})
     if broker.url.startswith("amqp"):
-        depths = broker.depths({QUEUE, DEAD_QUEUE, "default"})
+        # AMQP cannot list queues; whoever has delayed tasks or workers here has that of the dead.
         taken = [name for name, depth in depths.items() if depth is not None]
+    else:
+        letters = depths[DEAD_QUEUE]
+        taken = [name for name in broker.known_queues() if name != DEAD_QUEUE]
+        # A file always knows the queue of dead letters; letters in it are somebody's.
+        taken += [DEAD_QUEUE] if letters is not None and letters.ready else []
     if taken:
         raise ConfigError(
             f"{broker.url} holds queues already ({', '.join(sorted(taken)[:5])}); torture works "

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,10 +13,12 @@ import pytest
 from broker_helpers import send
 from conftest import LONG
 from embedded_helpers import outgoing
+from fleet import until
 from servers import RabbitServer
 
+from taskq import clock, resend
 from taskq.brokers import open_broker
-from taskq.brokers.base import BrokerOptions
+from taskq.brokers.base import DEAD_QUEUE, BrokerOptions, Outgoing
 from taskq.errors import ConfigError
 from taskq.torture.account import settle
 from taskq.torture.campaign import Row, make_client, make_random
@@ -38,6 +41,8 @@ FIELDS = {
     "slowest_send_s",
     "drained_s",
     "memory_mb",
+    "files_grown",
+    "memory_grown_mb",
     "failures",
 }
 
@@ -127,6 +132,7 @@ def test_a_short_torture_on_servers(
         (("--minutes", "0"), 2, "--minutes"),
         (("--broker", "amqp://127.0.0.1:1//", "--results", "redis://127.0.0.1:1/0"), 69, "connect"),
         (("--broker", "sqlite:///nowhere/x.db"), 78, "nowhere"),
+        (("--results", "redis://127.0.0.1:1/0"), 69, "is Redis running there?"),
     ],
 )
 def test_what_cannot_be_done_is_said_at_once(
@@ -170,6 +176,100 @@ def test_a_vhost_with_others_queues_is_used_apart_or_not_at_all(
 
     assert done.returncode == 78
     assert "holds queues already (default" in done.stderr
+
+
+def test_a_file_with_others_dead_letters_is_refused(torturer: Torturer) -> None:
+    """Also when nothing else is left in it."""
+    url = f"sqlite:///{torturer.directory}/shop.db"
+    broker = open_broker(url, BrokerOptions())
+    letter = resend.dead(outgoing().message, "failed", "orders")
+    send(broker, Outgoing("orders", letter, dead=True))
+
+    done = torturer.run("--broker", url, "--minutes", "0.05")
+
+    assert done.returncode == 78
+    assert DEAD_QUEUE in done.stderr
+    depth = broker.depths([DEAD_QUEUE])[DEAD_QUEUE]
+    assert depth is not None
+    assert depth.ready == 1
+    broker.close()
+
+
+def test_a_prefix_with_others_delayed_tasks_is_refused(
+    torturer: Torturer, shared_rabbitmq: RabbitServer, rabbitmq_url: str, redis_url: str
+) -> None:
+    """Their work queue has a name of its own, and what waits in their delay queue stays there."""
+    broker = open_broker(rabbitmq_url, BrokerOptions(prefix="shop."))
+    send(broker, outgoing("orders", due_ms=clock.now_ms() + 3_600_000))
+
+    words = ("--broker", rabbitmq_url, "--results", redis_url, "--prefix", "shop.")
+    done = torturer.run(*words, "--minutes", "0.05")
+
+    assert done.returncode == 78, done.stderr
+    assert "holds queues already" in done.stderr
+    assert broker.due_within(7200) == 1
+    broker.close()
+
+
+@pytest.mark.parametrize("content", [b"no database at all, only words" * 50, b"\0" * 5000])
+def test_a_file_that_is_no_database_is_left_alone(torturer: Torturer, content: bytes) -> None:
+    """It may be anything of the user's: a named error, and every byte is still there."""
+    path = torturer.directory / "notes.txt"
+    path.write_bytes(content)
+
+    done = torturer.run("--broker", f"sqlite:///{path}", "--minutes", "0.05")
+
+    assert done.returncode == 78, done.stderr
+    assert "notes.txt" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_torture_leaves_nothing_behind(
+    torturer: Torturer, number: signal.Signals
+) -> None:
+    """Neither workers nor files: also when a supervisor or `timeout` ends it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "taskq", "torture", "--faults", "none", "--minutes", "10"],
+        cwd=torturer.directory,
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            "TMPDIR": str(torturer.temporary),
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        workers = until(lambda: workers_of(torturer, process), "two workers that consume", 90)
+
+        process.send_signal(number)
+        code = process.wait(60)
+    finally:
+        process.kill()
+        process.wait()
+
+    assert code == 128 + number
+    until(lambda: not any(map(alive, workers)), "the end of the workers", 60)
+    assert not list(torturer.temporary.iterdir())
+
+
+def workers_of(torturer: Torturer, process: "subprocess.Popen[bytes]") -> list[int]:
+    """Return the process ids of both workers once they consume."""
+    logs = list(torturer.temporary.glob("*/worker-*.log"))
+    if len(logs) < 2 or not all("consuming queues=" in log.read_text() for log in logs):
+        return []
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return [int(word) for word in children.split()]
+
+
+def alive(pid: int) -> bool:
+    """Return whether a process runs; nobody but init is left to reap it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except OSError:
+        return False
 
 
 def test_a_lost_task_is_found(tmp_path: Path) -> None:
