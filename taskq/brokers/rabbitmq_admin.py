@@ -13,6 +13,7 @@ from taskq.brokers.amqp_session import (
     open_session,
 )
 from taskq.brokers.base import DEAD_QUEUE, Check, QueueDepth
+from taskq.brokers.rabbitmq_counts import count
 from taskq.brokers.rabbitmq_declare import Declarer
 from taskq.brokers.shapes import high_part
 from taskq.brokers.topology import GRID, Topology
@@ -35,13 +36,13 @@ class Probe:
         if self._session is None:
             self._session = await open_session(self._connection, self._loop)
         try:
-            reply = await self._session.call("queue_declare", name, passive=True)
+            counts = await count(self._session, name)
         except ChannelClosed as refused:
             self._session = None
             if refused.code != NOT_FOUND:
                 raise
             return None
-        return QueueDepth(reply.message_count, consumers=reply.consumer_count)
+        return QueueDepth(counts.ready, consumers=counts.consumers)
 
 
 async def depth_of(probe: Probe, topology: Topology, queue: str) -> QueueDepth | None:
@@ -78,12 +79,12 @@ async def purge(
     Raises:
         ConfigError: If there is no such queue.
     """
-    count = await _purge(connection, loop, topology.on_broker(queue))
+    purged = await _purge(connection, loop, topology.on_broker(queue))
     high = topology.on_broker(high_part(queue))
     splits = queue != DEAD_QUEUE and topology.can_split(queue)
     if splits and await Probe(connection, loop).depth(high) is not None:
-        count += await _purge(connection, loop, high)
-    return count
+        purged += await _purge(connection, loop, high)
+    return purged
 
 
 async def _purge(connection: StockConnection, loop: asyncio.AbstractEventLoop, name: str) -> int:

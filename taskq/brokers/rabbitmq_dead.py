@@ -21,6 +21,7 @@ from taskq.brokers.amqp_session import (
 from taskq.brokers.amqp_thread import IoThread
 from taskq.brokers.amqp_url import Endpoint
 from taskq.brokers.base import DEAD_QUEUE, Delivery, Outgoing, Verdict
+from taskq.brokers.rabbitmq_counts import count
 from taskq.errors import BrokerUnavailable, PublishError
 
 PAGE: Final = 1000
@@ -33,24 +34,51 @@ _MOST_PAGES: Final = 1000
 _IDLE_S: Final = 5.0
 _STEP_TIMEOUT_S: Final = 15.0
 _RETURN_S: Final = 5.0
+_OTHERS_S: Final = 5.0
+"""How long others may hold letters until a walk ends without having seen those."""
+_ASK_AGAIN_S: Final = 0.1
 
 Resend = Callable[[Sequence[Outgoing]], list[PublishError | None]]
 
 
 class DeadSweep:
-    """One walk. Letters are held unsettled, so another walk at the same time does not see them."""
+    """One walk. Letters are held unsettled, so another walk at the same time does not see them.
 
-    def __init__(self, io: IoThread, endpoints: list[Endpoint], name: str, resend: Resend) -> None:
+    Attributes:
+        whole: Whether every letter was seen: at the end, nobody else held any. Known of a careful
+            walk only.
+    """
+
+    def __init__(
+        self,
+        io: IoThread,
+        endpoints: list[Endpoint],
+        name: str,
+        resend: Resend,
+        *,
+        careful: bool = False,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            io: Thread of the connection.
+            endpoints: Where the broker is.
+            name: The queue, with prefix.
+            resend: Sends what takes the place of letters.
+            careful: Look at the end whether anybody else holds letters, and fetch those that were
+                given back meanwhile.
+        """
+        self.whole = False
+        self._careful = careful
         self._io = io
         self._endpoints = endpoints
         self._name = name
         self._resend = resend
         self._connection: StockConnection | None = None
         self._session: Session | None = None
-        self._pages: list[Session] = []
+        self._pages: dict[Session, int] = {}
         self._arrived: deque[tuple[int, bool, bytes, bytes]] = deque()
         self._more = asyncio.Event()
-        self._kept = 0
 
     def run(self, visit: Callable[[Delivery], Verdict]) -> int:
         """Do what `Broker.sweep_dead` says, in the caller's thread.
@@ -63,17 +91,30 @@ class DeadSweep:
         try:
             left = self._io.run(self._open(), _STEP_TIMEOUT_S)
             size = max(PAGE, left // _MOST_PAGES)
+            alone = False
             while left:
-                page = self._io.run(self._fetch(min(left, size)), _STEP_TIMEOUT_S)
-                if not page:
+                seen = self._walk(left, size, visit)
+                shown += seen
+                # What came since nobody else held any is new; those before it are all seen.
+                self.whole = alone and seen == left
+                if self.whole or not self._careful:
                     break
-                shown += self._show(page, visit)
-                left -= len(page)
+                alone, left = self._io.run(self._rest(), _STEP_TIMEOUT_S)
+                self.whole = alone and not left
         except ChannelClosed as error:
             raise BrokerUnavailable(f"the walk over dead letters was cut off: {error}") from error
         finally:
             if self._connection is not None:
                 self._io.run(self._close(), _STEP_TIMEOUT_S + _RETURN_S)
+        return shown
+
+    def _walk(self, left: int, size: int, visit: Callable[[Delivery], Verdict]) -> int:
+        shown = 0
+        while left > shown:
+            page = self._io.run(self._fetch(min(left - shown, size)), _STEP_TIMEOUT_S)
+            if not page:
+                break
+            shown += self._show(page, visit)
         return shown
 
     def _show(self, page: list[Delivery], visit: Callable[[Delivery], Verdict]) -> int:
@@ -96,7 +137,6 @@ class DeadSweep:
         gone = [tag for (tag, _), error in zip(resent, errors, strict=True) if error is None]
         if removed or gone:
             self._io.run(self._ack([*removed, *gone]), _STEP_TIMEOUT_S)
-            self._kept -= len(removed) + len(gone)
         for error in errors:
             if error is not None:
                 raise error
@@ -107,19 +147,21 @@ class DeadSweep:
         self._connection, _ = await connect(self._endpoints, loop)
         session = await open_session(self._connection, loop)
         try:
-            reply = await session.call("queue_declare", self._name, passive=True)
+            counts = await count(session, self._name)
         except ChannelClosed as refused:
             if refused.code != NOT_FOUND:
                 raise
+            self.whole = True
             return 0
-        return int(reply.message_count)
+        self.whole = not any(counts)
+        return counts.ready
 
     async def _fetch(self, count: int) -> list[Delivery]:
         """Return the next letters, fewer than asked for when somebody else took them."""
         connection = self._opened()
         loop = asyncio.get_running_loop()
         self._session = session = await open_session(connection, loop)
-        self._pages.append(session)
+        self._pages[session] = 0
         tag = f"taskq.dead.{uuid.uuid4().hex}"
 
         def consume(callback: Any) -> None:
@@ -131,7 +173,7 @@ class DeadSweep:
             self._more.clear()
         await session.call("basic_cancel", tag)
         connection.forget(session.channel, tag)
-        self._kept += len(self._arrived)
+        self._pages[session] = len(self._arrived)
         page = [self._delivery(*letter) for letter in self._arrived]
         self._arrived.clear()
         return page
@@ -168,19 +210,37 @@ class DeadSweep:
             raise BrokerUnavailable("the connection was lost; the letters in hand are kept")
         for tag in tags:
             connection.ack(session.channel, tag)
+        self._pages[session] -= len(tags)
 
-    async def _returned(self, session: Session) -> None:
+    async def _rest(self) -> tuple[bool, int]:
+        """Return whether nobody else holds letters, and how many there are to fetch then.
+
+        RabbitMQ counts a cancelled consumer for as long as it holds messages, and forgets one whose
+        last message is acknowledged, so what is more than this walk's own pages is somebody else:
+        a walk under way, or one that was killed, whose letters have not come back.
+        """
+        session = next(iter(self._pages))
+        own = sum(held > 0 for held in self._pages.values())
+        ends_s = clock.monotonic_s() + _OTHERS_S
+        counts = await count(session, self._name)
+        while counts.consumers != own and clock.monotonic_s() < ends_s:
+            await asyncio.sleep(_ASK_AGAIN_S)
+            counts = await count(session, self._name)
+        alone = counts.consumers == own
+        return alone, counts.ready if alone else 0
+
+    async def _returned(self, session: Session, kept: int) -> None:
         """Wait until the kept letters can be seen again, or the next walk would miss them."""
         ends_s = clock.monotonic_s() + _RETURN_S
-        while self._kept > 0 and clock.monotonic_s() < ends_s:
-            reply = await session.call("queue_declare", self._name, passive=True)
-            if reply.message_count >= self._kept:
+        while kept > 0 and clock.monotonic_s() < ends_s:
+            counts = await count(session, self._name)
+            if counts.ready >= kept:
                 return
             await asyncio.sleep(0.02)
 
     async def _close(self) -> None:
         connection, pages = self._connection, self._pages
-        self._connection, self._session, self._pages = None, None, []
+        self._connection, self._session, self._pages = None, None, {}
         with contextlib.suppress(ChannelClosed):
             for session in pages:
                 if session.channel.is_open:
@@ -189,6 +249,6 @@ class DeadSweep:
                     session.channel.basic_nack(0, multiple=True, requeue=True)
                     await session.call("basic_qos", prefetch_count=1)
             if pages:
-                await self._returned(pages[-1])
+                await self._returned(session, sum(pages.values()))
         if connection is not None:
             await close(connection)

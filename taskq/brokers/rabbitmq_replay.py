@@ -30,6 +30,7 @@ from taskq.brokers.amqp_session import (
 from taskq.brokers.amqp_thread import IoThread
 from taskq.brokers.amqp_url import Endpoint
 from taskq.brokers.base import Delivery, Outgoing, Verdict
+from taskq.brokers.rabbitmq_counts import count
 from taskq.brokers.rabbitmq_dead import DeadSweep
 from taskq.brokers.rabbitmq_declare import Declarer
 from taskq.brokers.replay import Replay
@@ -45,7 +46,6 @@ _STEP_TIMEOUT_S: Final = 30.0
 _OTHER_ENDS_S: Final = 10.0
 """How long the broker may need to notice that a replay was killed."""
 _ASK_AGAIN_S: Final = 0.1
-_SETTLED_S: Final = 1.0
 _RESOURCE_LOCKED: Final = 405
 
 MakeDeclarer = Callable[..., Declarer]
@@ -80,6 +80,7 @@ class RabbitReplay(Replay):
             timeout_s: How long the broker may take to confirm a page of letters, in seconds.
         """
         self.stranded = {}
+        self.whole = False
         self._io = io
         self._endpoints = endpoints
         self._topology = topology
@@ -99,7 +100,7 @@ class RabbitReplay(Replay):
 
     def __enter__(self) -> "RabbitReplay":
         try:
-            self._io.run(self._begin(), _STEP_TIMEOUT_S + _OTHER_ENDS_S)
+            self._io.run(self._begin(), 3 * _STEP_TIMEOUT_S)
         except BaseException:
             self.__exit__()
             raise
@@ -146,9 +147,14 @@ class RabbitReplay(Replay):
             return self._stage(batch)
 
         try:
-            sweep = DeadSweep(self._io, self._endpoints, self._topology.dead, stage)
+            dead = self._topology.dead
+            sweep = DeadSweep(self._io, self._endpoints, dead, stage, careful=True)
             with suppress(_EnoughError):
                 sweep.run(look)
+            self.whole = sweep.whole
+            if moved.total() and not sweep.whole:
+                self.stranded = +moved
+                return 0
             return self._let_go(pace)
         except ChannelClosed as error:
             raise BrokerUnavailable(f"the replay was cut off: {error}") from error
@@ -210,23 +216,21 @@ class RabbitReplay(Replay):
     async def _take_hold(self, session: Session) -> None:
         """Become the consumer of the queue, and see what is in it."""
         name = self._topology.replay
-        ends_s = clock.monotonic_s() + _OTHER_ENDS_S
-        reply = await session.call("queue_declare", name, passive=True)
-        while reply.consumer_count and clock.monotonic_s() < ends_s:
+        ends_s = clock.monotonic_s() + _STEP_TIMEOUT_S
+        left, consumers = await count(session, name)
+        while consumers:
             # A replay that was killed: once its consumer is gone, all that it sent is here.
+            if clock.monotonic_s() > ends_s:
+                raise ConfigError(
+                    f"the broker still has a consumer of {name}, of a replay that was killed; "
+                    "nothing was sent. Try again in a minute"
+                )
             await asyncio.sleep(_ASK_AGAIN_S)
-            reply = await session.call("queue_declare", name, passive=True)
-        left = min(reply.message_count, _MOST_HELD)
+            left, consumers = await count(session, name)
         await session.call("basic_qos", prefetch_count=_MOST_HELD)
         tag = f"taskq.replay.{uuid.uuid4().hex}"
         await session.call("basic_consume", name, self._on_message, consumer_tag=tag)
-        await self._until(lambda: len(self._arrived) >= left)
-        seen = -1
-        while seen < len(self._arrived):
-            # A quorum queue's count is up to 5 s old. Taken for all, letters whose messages are on
-            # their way already would be sent a second time: it is all when nothing more comes.
-            seen = len(self._arrived)
-            await asyncio.sleep(_SETTLED_S)
+        await self._until(lambda: len(self._arrived) >= min(left, _MOST_HELD))
         self._waiting = len(self._arrived)
         self.stranded = Counter(tag for _, tag in self._arrived)
 

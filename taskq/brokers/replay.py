@@ -14,9 +14,12 @@ class Replay(ABC):
 
     Attributes:
         stranded: How many messages with each `taskq-replay` header a killed replay left half-way.
+        whole: Whether the last walk saw every letter. Those that others look at, or that a killed
+            replay held and that have not come back, are seen by a later walk.
     """
 
     stranded: Mapping[str, int]
+    whole: bool
 
     @abstractmethod
     def run(
@@ -37,7 +40,8 @@ class Replay(ABC):
                 one. It may block.
 
         Returns:
-            How many messages were sent.
+            How many messages were sent. While some are stranded, none is sent before a walk has
+            seen every letter: a stranded one's own letter would stay dead.
 
         Raises:
             BrokerUnavailable: If the broker is lost; what was not sent is kept.

@@ -88,6 +88,7 @@ class SqliteReplay(Replay):
 
     def __init__(self, database: Database, outbox: Outbox, prefix: str, timeout_s: float) -> None:
         self.stranded = {}
+        self.whole = True
         self._database = database
         self._outbox = outbox
         self._prefix = prefix

@@ -26,7 +26,7 @@ AT_ONCE: Final = 500
 _PENDING_TTL_S: Final = 86400
 _STEP_S: Final = 30.0
 """With a rate, so many seconds' letters leave the dead letters together."""
-_RESUMED_WALKS: Final = 4
+_RESUMED_WALKS: Final = 30
 _RETURN_S: Final = 1.0
 """What a killed replay held comes back within moments; until then a walk does not see it."""
 
@@ -75,6 +75,7 @@ class Replayer:
         self._progress = progress
         self._job = secrets.token_hex(8) if journal is None else journal.job
         self._ids: list[str] = []
+        self._shown: set[Key] = set()
         self._let_go = 0
 
     def run(self, plan: Plan, queues: Sequence[str]) -> Sequence[str]:
@@ -92,7 +93,7 @@ class Replayer:
             self._run(plan, targets, limit, pace, already)
         except TaskqError as error:
             # Nothing was touched, so there is nothing to go on with.
-            if self._journal is not None and not self._journal.sent:
+            if self._journal is not None and not self._journal.sent and not plan.resumed:
                 self._journal.note(ended=0, error=str(error))
             raise
         if self._journal is not None:
@@ -109,8 +110,14 @@ class Replayer:
                 if sent >= limit:
                     continue
                 missing = len(plan.keys) - len(self._ids) - len(already)
-                if not plan.resumed or missing <= 0 or walk >= _RESUMED_WALKS:
+                if not plan.resumed or replay.whole or (missing <= 0 and not replay.stranded):
                     break
+                if walk >= _RESUMED_WALKS:
+                    raise ConfigError(
+                        "others look at the dead letters, and hold some of them; the replay is "
+                        "not at its end. Go on with it when they have ended: "
+                        "taskq dead replay --resume"
+                    )
                 time.sleep(_RETURN_S)
 
     def _adopt(self, replay: Replay, plan: Plan) -> None:
@@ -139,7 +146,8 @@ class Replayer:
             if letter.key not in plan.keys and tag not in stranded:
                 return None
             outgoing = self._outgoing(letter, plan, tag)
-            if outgoing is not None:
+            if outgoing is not None and letter.key not in self._shown:
+                self._shown.add(letter.key)
                 self._ids.append(letter.id)
             return outgoing
 
