@@ -1,10 +1,13 @@
 """`taskq worker`."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from taskq.cli.framework import Command, app_place, log_level
+
+if TYPE_CHECKING:
+    from taskq.config import WorkerSettings
 
 
 @click.command(
@@ -73,14 +76,24 @@ def worker(profile: str | None, **options: Any) -> int:
     all stacks to stderr.
     """
     from taskq.config import worker_settings
-    from taskq.scheduler.beside import scheduler_beside
-    from taskq.worker.logs import set_up
     from taskq.worker.profile import load_profile
-    from taskq.worker.worker import run_worker
 
     options["app"] = app_place() or None
     options["log_level"] = log_level()
-    settings = worker_settings(options, load_profile(profile) if profile else ("", {}))
+    return _run(worker_settings(options, load_profile(profile) if profile else ("", {})))
+
+
+def _run(settings: "WorkerSettings") -> int:
+    from taskq.worker.start import start_template
+
+    # First of all: it imports the app while this process imports what a hub needs, and shares the
+    # memory of what is imported by now.
+    launcher = start_template(settings)
+
+    from taskq.scheduler.beside import scheduler_beside
+    from taskq.worker.logs import set_up
+    from taskq.worker.worker import run_worker
+
     set_up(settings.log_level, settings.log_format)
     with scheduler_beside(settings):
-        return run_worker(settings)
+        return run_worker(settings, launcher)

@@ -1,15 +1,16 @@
 """How the hub gets executors: from the template process, or (solo) a thread of its own process."""
 
 import asyncio
+import gc
 import os
 import select
+import signal
 import socket
-import subprocess
-import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import msgpack
 
@@ -20,6 +21,8 @@ from taskq.worker.outbox import new_unpacker
 from taskq.worker.slots import Slots, open_memory
 
 _BUFFER_BYTES = 1 << 21
+_END_S = 5.0
+_WAIT_STEP_S = 0.005
 
 
 @dataclass(slots=True)
@@ -58,8 +61,53 @@ def _socket_pair() -> tuple[socket.socket, socket.socket]:
     return pair
 
 
+Serve = Callable[[socket.socket, int], NoReturn]
+
+
+class _Template:
+    """The template process, as its parent sees it."""
+
+    def __init__(self, serve: Serve, control: socket.socket, ours: socket.socket) -> None:
+        hub = os.getpid()
+        # The collector would write to the shared pages.
+        gc.collect()
+        gc.freeze()
+        self.pid = os.fork()
+        if self.pid == 0:
+            ours.close()
+            serve(control, hub)
+        self._code: int | None = None
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Return the exit code, negative for a signal; None if it still lives by then."""
+        deadline_s = time.monotonic() + timeout_s
+        while self._code is None:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                # Somebody else in this process waited for all children.
+                self._code = 0
+                break
+            if pid:
+                self._code = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > deadline_s:
+                break
+            else:
+                time.sleep(_WAIT_STEP_S)
+        return self._code
+
+    def end(self, timeout_s: float) -> None:
+        """Wait for its end, then enforce it."""
+        if self.wait(timeout_s) is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.wait(timeout_s)
+
+
 class TemplateLauncher:
     """Forks executors from a template process that has imported the app.
+
+    Make it early: the template is a fork, which must not happen beside threads, and what is
+    imported by then is shared with it.
 
     Attributes:
         pid: The template's process id.
@@ -67,26 +115,17 @@ class TemplateLauncher:
         on_lost: Called when the template itself is gone.
     """
 
-    def __init__(self, place: str, name: str) -> None:
+    def __init__(self, serve: Serve, place: str, name: str) -> None:
         """Start the template; it imports the app while the hub prepares itself.
 
         Args:
+            serve: Be the template, given the socket to the hub and the hub's process id.
             place: Where the app is; see `taskq.loading.load_app`.
             name: Name of the worker.
         """
         self._control, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "taskq.worker.template",
-                    str(theirs.fileno()),
-                    str(os.getpid()),
-                ],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-            )
+            self._process = _Template(serve, theirs, self._control)
         self.pid = self._process.pid
         self.on_exit: Callable[[int, int], None] = lambda pid, status: None
         self.on_lost: Callable[[], None] = lambda: None
@@ -110,7 +149,7 @@ class TemplateLauncher:
             if not data:
                 raise ConfigError(
                     "the process importing the app ended with "
-                    f"exit status {self._process.wait()} before it was ready"
+                    f"exit status {self._process.wait(_END_S)} before it was ready"
                 )
             self._unpacker.feed(data)
             for frame in self._unpacker:
@@ -162,11 +201,7 @@ class TemplateLauncher:
     def close(self) -> None:
         """Close the line to the template, which ends it, and wait for it."""
         self._control.close()
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._process.end(_END_S)
 
 
 class LocalLauncher:
@@ -203,8 +238,6 @@ class LocalLauncher:
 
 def describe_status(status: int) -> str:
     """Return a wait status in words, such as `killed by SIGKILL` or `exit status 1`."""
-    import signal
-
     if os.WIFSIGNALED(status):
         return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
     return f"exit status {os.waitstatus_to_exitcode(status)}"

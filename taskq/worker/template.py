@@ -1,9 +1,10 @@
 """The template process: imports the app once, and forks executors from that warm state.
 
-`python -m taskq.worker.template FD` speaks msgpack frames over the Unix socket FD; descriptors
-travel beside them. Hub to template: `load` (app, name, imports), `fork` (pool, slots) with the
-executor's socket and slot memory. Template to hub: `manifest` or `failed`, `forked` with a pid and
-a pidfd, `exited` with pid and wait status. When the hub is gone, so are template and executors.
+It is itself a fork of the hub's process, made before that imports what only a hub needs, and speaks
+msgpack frames with it over a Unix socket; descriptors travel beside them. Hub to template: `load`
+(app, name, imports), `fork` (pool, slots) with the executor's socket and slot memory. Template to
+hub: `manifest` or `failed`, `forked` with a pid and a pidfd, `exited` with pid and wait status.
+When the hub is gone, so are template and executors.
 """
 
 import ctypes
@@ -192,14 +193,28 @@ class Template:
                 self._send(("exited", pid, status))
 
 
-def main() -> None:
-    """Serve over the descriptor named on the command line."""
-    faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
-    quiet_signals()
-    die_with_parent(int(sys.argv[2]))
-    Template(socket.socket(fileno=int(sys.argv[1]))).serve()
+def serve(control: socket.socket, hub_pid: int) -> NoReturn:
+    """Be the template, in a process just forked from the hub's, and end with it.
 
-
-if __name__ == "__main__":
-    main()
+    Args:
+        control: Socket to the hub.
+        hub_pid: The hub's process id.
+    """
+    code = 1
+    try:
+        quiet_signals()
+        die_with_parent(hub_pid)
+        faulthandler.enable()
+        faulthandler.register(signal.SIGUSR1, all_threads=True)
+        # A terminal's input is no task's.
+        with open(os.devnull) as nothing:
+            os.dup2(nothing.fileno(), 0)
+        Template(control).serve()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Not sys.exit: what the hub's command still has to do is not this process's.
+        os._exit(code)

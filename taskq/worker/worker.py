@@ -28,17 +28,12 @@ from taskq.worker.hub import Hub
 from taskq.worker.launcher import AnyLauncher, LocalLauncher, TemplateLauncher
 from taskq.worker.lifecycle import SIGNALS, Lifecycle
 from taskq.worker.manifest import Manifest
+from taskq.worker.start import start_template, worker_name
 
 log = logging.getLogger("taskq.worker")
 
 _SWITCH_S = 0.0005
 _LAST_S = 0.5
-
-
-def worker_name(settings: WorkerSettings) -> str:
-    """Return the worker's name: `host-pid` unless it was given one; `%h` stands for the host."""
-    host = socket.gethostname()
-    return settings.name.replace("%h", host) if settings.name else f"{host}-{os.getpid()}"
 
 
 def open_stores(
@@ -57,8 +52,12 @@ def open_stores(
     return broker, store
 
 
-def run_worker(settings: WorkerSettings) -> int:
+def run_worker(settings: WorkerSettings, launcher: TemplateLauncher | None = None) -> int:
     """Run a worker until it stops and return its exit code.
+
+    Args:
+        settings: The worker's settings.
+        launcher: From `start_template` with the same settings.
 
     Raises:
         ConfigError: If the app cannot be imported or a setting cannot be used.
@@ -67,12 +66,13 @@ def run_worker(settings: WorkerSettings) -> int:
         raise ConfigError("which app? use -A module:name, or set TASKQ_APP")
     if settings.pool == "solo":
         return _run_solo(load_app(settings.app), settings)
-    name = worker_name(settings)
-    launcher = TemplateLauncher(settings.app, name)
+    launcher = launcher or start_template(settings)
+    if launcher is None:
+        raise ConfigError(f"no such pool: {settings.pool}")
     try:
         manifest = launcher.manifest()
         _refuse_memory(manifest.settings)
-        return asyncio.run(_serve(name, settings, manifest, launcher))
+        return asyncio.run(_serve(worker_name(settings), settings, manifest, launcher))
     finally:
         launcher.close()
 

@@ -211,3 +211,12 @@ def test_an_app_whose_executors_die_at_their_start_ends_the_worker(
 
     assert worker.wait() == 75
     assert "died before they were ready" in worker.log()
+
+
+def test_an_executor_inherits_nothing_of_the_hub(sqlite_fleet: Fleet) -> None:
+    """A task that reads from the terminal, or logs as the worker does, would disturb the worker."""
+    sqlite_fleet.start(slots=1)
+
+    found = sqlite_fleet.send("surroundings").get(timeout=60)
+
+    assert found == [b"", 0, False]

@@ -6,6 +6,7 @@ are counted exactly, also those of processes that are killed a moment later.
 
 import asyncio
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -391,3 +392,9 @@ def remaining(self):
 @app.task(name="send_child", bind=True)
 def send_child(self):
     return remaining.delay().id
+
+
+@app.task(name="surroundings")
+def surroundings():
+    handlers = len(logging.getLogger("taskq").handlers)
+    return [os.read(0, 1), handlers, "taskq.worker.hub" in sys.modules]

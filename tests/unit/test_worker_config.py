@@ -9,7 +9,8 @@ from taskq.config import WorkerSettings, worker_settings
 from taskq.errors import ConfigError
 from taskq.worker.pool import layout
 from taskq.worker.profile import load_profile
-from taskq.worker.worker import run_worker, worker_name
+from taskq.worker.start import worker_name
+from taskq.worker.worker import run_worker
 
 
 def test_options_win_over_environment_over_profile_over_file(
