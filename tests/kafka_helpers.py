@@ -37,7 +37,13 @@ def read_topic(bootstrap: str, topic: str) -> list[Stored]:
     import confluent_kafka as ck
 
     consumer = ck.Consumer(
-        {"bootstrap.servers": bootstrap, "group.id": uuid.uuid4().hex, "log_level": 0}
+        {
+            "bootstrap.servers": bootstrap,
+            "group.id": uuid.uuid4().hex,
+            "log_level": 0,
+            # The last record of a transaction is a mark of Kafka's own, which no reader gets.
+            "enable.partition.eof": True,
+        }
     )
     found: list[Stored] = []
     try:
@@ -54,15 +60,64 @@ def read_topic(bootstrap: str, topic: str) -> list[Stored]:
         while ends:
             assert time.monotonic() < deadline, f"{topic} could not be read to its end"
             for message in consumer.consume(1000, 0.2):
-                assert message.error() is None, message.error()
+                if message.error() is not None:
+                    assert message.error().name() == "_PARTITION_EOF", message.error()
+                    ends.pop(message.partition(), None)
+                    continue
                 headers = {name: value.decode() for name, value in message.headers() or []}
                 key = (message.key() or b"").decode()
                 found.append(Stored(message.partition(), key, message.value(), headers))
-                if message.offset() + 1 >= ends.get(message.partition(), 1 << 62):
-                    del ends[message.partition()]
     finally:
         consumer.close()
     return found
+
+
+class TopicReader:
+    """Reads topics from their beginning, and goes on; they must exist.
+
+    Attributes:
+        found: What was read, by topic.
+    """
+
+    def __init__(self, bootstrap: str, *topics: str) -> None:
+        import confluent_kafka as ck
+
+        self.found: dict[str, list[Stored]] = {topic: [] for topic in topics}
+        self._client = ck.Consumer(
+            {"bootstrap.servers": bootstrap, "group.id": uuid.uuid4().hex, "log_level": 0}
+        )
+        known = self._client.list_topics(timeout=30).topics
+        self._client.assign(
+            [
+                ck.TopicPartition(topic, number, ck.OFFSET_BEGINNING)
+                for topic in topics
+                for number in known[topic].partitions
+            ]
+        )
+
+    def read(self) -> None:
+        """Take what is there."""
+        while messages := self._client.consume(5000, 0.3):
+            for message in messages:
+                if message.error() is None:
+                    key = (message.key() or b"").decode()
+                    stored = Stored(message.partition(), key, message.value(), {})
+                    self.found[message.topic()].append(stored)
+
+    def close(self) -> None:
+        """Leave."""
+        self._client.close()
+
+
+def make_topics(bootstrap: str, partitions: int, *topics: str) -> None:
+    """Make topics, and wait until they can be read."""
+    from confluent_kafka import admin
+
+    client = admin.AdminClient({"bootstrap.servers": bootstrap})
+    new_topic: Any = vars(admin)["NewTopic"]
+    wanted = [new_topic(name, num_partitions=partitions, replication_factor=1) for name in topics]
+    for future in client.create_topics(wanted).values():
+        future.result(60)
 
 
 def deduplicated(stored: list[Stored]) -> list[Event]:

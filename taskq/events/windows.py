@@ -9,7 +9,7 @@ from typing import Any, Final
 from taskq.events.schema import Event
 
 _GROWTH: Final = math.log(1.02)
-_COUNTED: Final = {
+COUNTED: Final[Mapping[str, str]] = {
     "task.sent": "sent",
     "task.started": "started",
     "task.succeeded": "succeeded",
@@ -18,13 +18,19 @@ _COUNTED: Final = {
     "task.retried": "retried",
     "task.dead_lettered": "dead",
 }
+"""Types of events that a line counts, and the word that it counts them under."""
 
 
 class Histogram:
     """Run times in buckets that grow by 2 %, so that a percentile is off by 1 % at most."""
 
-    def __init__(self) -> None:
-        self._buckets: Counter[int] = Counter()
+    def __init__(self, buckets: Mapping[int, int] | None = None) -> None:
+        self._buckets: Counter[int] = Counter(buckets)
+
+    @property
+    def buckets(self) -> Mapping[int, int]:
+        """How many values each bucket holds; two histograms add up bucket by bucket."""
+        return self._buckets
 
     def add(self, value: float) -> None:
         """Count a value above 0."""
@@ -59,6 +65,36 @@ class Line:
     counts: Counter[str] = field(default_factory=Counter)
     runtimes: Histogram = field(default_factory=Histogram)
 
+    def add(self, kind: str, runtime_us: object) -> None:
+        """Count an event.
+
+        Args:
+            kind: Its type; one of `COUNTED`.
+            runtime_us: Of the attempt that it ended, in microseconds; anything else is left out.
+        """
+        self.counts[COUNTED[kind]] += 1
+        if isinstance(runtime_us, int) and runtime_us > 0:
+            self.runtimes.add(runtime_us / 1e6)
+
+    def to_state(self) -> dict[str, Any]:
+        """Return what it has counted, to be kept as JSON; see `from_state`."""
+        buckets = {str(number): count for number, count in self.runtimes.buckets.items()}
+        return {"counts": dict(self.counts), "buckets": buckets}
+
+    @classmethod
+    def from_state(cls, start_us: int, size_us: int, task: str, state: Mapping[str, Any]) -> "Line":
+        """Return a line that goes on from what `to_state` gave.
+
+        Args:
+            start_us: Where the window begins, as epoch microseconds.
+            size_us: How long it is.
+            task: Name of the task.
+            state: From `to_state`; empty for a new line.
+        """
+        buckets = {int(number): count for number, count in state.get("buckets", {}).items()}
+        counts = Counter(state.get("counts", {}))
+        return cls(start_us, size_us, task, counts, Histogram(buckets))
+
     def summary(self) -> dict[str, Any]:
         """Return the line as plain values; times in seconds, rates for each second."""
         ended = self.counts["succeeded"] + self.counts["failed"] + self.counts["retried"]
@@ -67,7 +103,7 @@ class Line:
             "start_ms": self.start_us // 1000,
             "window_s": self.size_us / 1e6,
             "task": self.task,
-            **{word: self.counts[word] for word in _COUNTED.values()},
+            **{word: self.counts[word] for word in COUNTED.values()},
             "failure_rate": round(bad / ended, 4) if ended else 0.0,
             **{
                 f"p{share}_s": None if value is None else round(value, 6)
@@ -103,8 +139,8 @@ class TumblingWindows:
 
     def add(self, event: Event) -> list[Line]:
         """Take an event; return the lines of windows that it closes, oldest first."""
-        word, task = _COUNTED.get(event.type), event.data.get("task")
-        if word is None or not task:
+        task = event.data.get("task")
+        if event.type not in COUNTED or not task:
             return []
         start = event.time_us // self._size_us * self._size_us
         if start < self._closed_until:
@@ -114,10 +150,7 @@ class TumblingWindows:
         line = tasks.get(task)
         if line is None:
             line = tasks[task] = Line(start, self._size_us, task)
-        line.counts[word] += 1
-        us = event.data.get("runtime_us")
-        if isinstance(us, int) and us > 0:
-            line.runtimes.add(us / 1e6)
+        line.add(event.type, event.data.get("runtime_us"))
         if event.time_us > self._newest:
             self._newest = event.time_us
             return self._close(self._newest - self._lateness_us)
