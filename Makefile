@@ -21,5 +21,6 @@ bench: ## compare speed and memory with other task queues on this machine
 torture: ## cause faults on private servers for 30 minutes; ARGS="--minutes 3"
 	@sh scripts/python benchmarks/torture.py $(ARGS)
 
-soak: ## run 1,000,000 tasks and watch the memory of each process; ARGS="--tasks 20000"
+soak: ## run 1,000,000 tasks and watch the memory, then 200,000 events through killed bridges; ARGS="--tasks 20000"
 	@sh scripts/python benchmarks/soak.py $(ARGS)
+	@SOAK=1 sh scripts/python -m pytest -s tests/integration/test_kafka_faults.py

@@ -152,7 +152,8 @@ def _finished(data: bytes) -> Ending:
     are the same, so a second copy is recognised where it arrives.
     """
     try:
-        follow = decode_record(data).follow
+        record = decode_record(data)
     except DecodeError:
-        follow = None
-    return Ending(DUPLICATE, (), endings.unpack_follow(follow) if follow else ())
+        return Ending(DUPLICATE)
+    follow = endings.unpack_follow(record.follow) if record.follow else ()
+    return Ending(DUPLICATE, (), follow, detail=record.state)

@@ -176,6 +176,9 @@ def _more(ending: Ending, tracebacks: bool) -> dict[str, Any] | None:
     code = ending.code
     if code in _OWN_COPY and ending.follow:
         more["due_ms"] = ending.follow[0].due_ms
+    if code == DUPLICATE and ending.detail:
+        # Whoever ended it may have died before it could tell.
+        more["state"] = ending.detail
     if code == outcome.SUCCESS and ending.detail:
         size, _, text = ending.detail.partition(" ")
         more["result"], more["result_size_bytes"] = text, int(size)

@@ -1,7 +1,7 @@
 """The bridge and Kafka killed in the middle: nothing lost, every duplicate recognisable.
 
-`SOAK=1` runs the long form: 200,000 events, seven kills of the bridge, two of Kafka, one of the
-RabbitMQ between them.
+From RabbitMQ and from the embedded file. `SOAK=1` runs the long form: 200,000 events, seven kills
+of the bridge, two of Kafka, one of the RabbitMQ between them.
 """
 
 import contextlib
@@ -82,9 +82,14 @@ class BridgeProcess:
             process.wait()
 
 
-@pytest.fixture
-def rabbitmq(request: pytest.FixtureRequest) -> tuple[RabbitServer, str]:
-    """The run's RabbitMQ with a vhost, or one to be killed in the long form."""
+Place = tuple[RabbitServer | None, str]
+
+
+@pytest.fixture(params=["rabbitmq", "sqlite"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """The run's RabbitMQ with a vhost, or one to be killed in the long form; or a file."""
+    if request.param == "sqlite":
+        return None, f"sqlite:///{tmp_path}/work.db"
     if SOAK:
         server = request.getfixturevalue("private_rabbitmq")
         return server, server.url
@@ -92,10 +97,8 @@ def rabbitmq(request: pytest.FixtureRequest) -> tuple[RabbitServer, str]:
 
 
 @pytest.fixture
-def bridge(
-    rabbitmq: tuple[RabbitServer, str], private_kafka: KafkaServer, tmp_path: Path
-) -> Iterator[BridgeProcess]:
-    made = BridgeProcess(rabbitmq[1], private_kafka, tmp_path)
+def bridge(place: Place, private_kafka: KafkaServer, tmp_path: Path) -> Iterator[BridgeProcess]:
+    made = BridgeProcess(place[1], private_kafka, tmp_path)
     yield made
     made.end(signal.SIGKILL)
 
@@ -143,12 +146,12 @@ class Sources:
 
 
 def inflict(
-    sources: Sources, bridge: BridgeProcess, kafka: KafkaServer, rabbitmq: RabbitServer
+    sources: Sources, bridge: BridgeProcess, kafka: KafkaServer, rabbitmq: RabbitServer | None
 ) -> None:
     """Kill what is to be killed while the sources publish, and start it again."""
     faults: list[tuple[float, Any]] = [(at, bridge) for at in KILLS]
     faults += [(at, kafka) for at in KAFKA_KILLS]
-    faults += [(0.9, rabbitmq)] if SOAK else []
+    faults += [(0.9, rabbitmq)] if SOAK and rabbitmq is not None else []
     for at, victim in sorted(faults, key=lambda fault: fault[0]):
         wait_for(lambda at=at: sources.share >= at, 900, f"{at:.0%} of the events")
         wait_for(lambda: bridge.carrying, 120, f"a bridge at work: {bridge.output}")
@@ -166,10 +169,10 @@ def inflict(
 
 @pytest.mark.timeout(3600 if SOAK else 400)
 def test_kills_lose_nothing_and_double_nothing(
-    rabbitmq: tuple[RabbitServer, str], private_kafka: KafkaServer, bridge: BridgeProcess
+    place: Place, private_kafka: KafkaServer, bridge: BridgeProcess
 ) -> None:
     """The claim of the bridge: exactly once in effect, without anybody's hand."""
-    server, url = rabbitmq
+    server, url = place
     broker = open_broker(url, BrokerOptions())
     broker.events("kafka").close()
     sources = Sources(broker)
