@@ -10,7 +10,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from taskq import config, errors
 from taskq._version import __version__
-from taskq.events import schema
 
 project = "taskq"
 author = "the authors of taskq"
@@ -42,30 +41,6 @@ class SettingsTable(Directive):
         return list(parent.children)
 
 
-class EventReference(Directive):
-    """Writes the types of events and their fields out of the JSON Schema that is shipped."""
-
-    def run(self) -> list[nodes.Node]:
-        """Return the nodes: a table of the envelope, then one for each type."""
-        document = schema.load_schema()
-        lines = ["**The envelope**", "", *_fields(document), ""]
-        for kind, definition in document["$defs"].items():
-            lines += [f"**`{kind}`**", "", definition["description"], "", *_fields(definition), ""]
-        parent = nodes.container()
-        self.state.nested_parse(StringList(lines, "taskq/events/schemas"), 0, parent)
-        return list(parent.children)
-
-
-def _fields(definition: dict[str, Any]) -> list[str]:
-    required = definition.get("required", [])
-    lines = ["| field | type | always | meaning |", "|---|---|---|---|"]
-    for name, item in definition["properties"].items():
-        kind = item.get("type") or repr(item.get("const", ""))
-        text = item.get("description", "").replace("|", "\\|").replace("<", "&lt;")
-        lines.append(f"| `{name}` | {kind} | {'yes' if name in required else ''} | {text} |")
-    return lines
-
-
 class ErrorTree(Directive):
     """Shows the tree of exceptions that the docstring of `taskq.errors` draws."""
 
@@ -82,5 +57,4 @@ def setup(app: Any) -> dict[str, bool]:
     """Register the directives."""
     app.add_directive("settings-table", SettingsTable)
     app.add_directive("error-tree", ErrorTree)
-    app.add_directive("event-reference", EventReference)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

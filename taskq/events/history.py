@@ -15,8 +15,10 @@ import msgpack
 
 from taskq.brokers.base import Broker
 from taskq.errors import ConfigError, DecodeError
+from taskq.events.bus import Recorder
 from taskq.events.feed import EventFeed
 from taskq.events.schema import Event, read_batch
+from taskq.events.silence import Silence
 
 MAX_AGE_S: Final = 30 * 86_400.0
 MAX_EVENTS: Final = 10_000_000
@@ -80,6 +82,8 @@ class History:
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._added = 0
+        self._silence = Silence()
+        self._recorder = Recorder("history")
         try:
             self._connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
             # Before the first table, or it has no effect: what is removed gives its space back.
@@ -152,7 +156,19 @@ class History:
             ConfigError: If the broker refuses for good.
             BrokerUnavailable: If the embedded file cannot be read.
         """
-        return self._read(feed, timeout_s)[1]
+        batches, added = self._read(feed, timeout_s)
+        if not feed.active:
+            self._silence.forgive()
+        elif not batches:
+            added += self._tell_lost()
+        return added
+
+    def _tell_lost(self) -> int:
+        """Note the workers that were not heard of for too long."""
+        for data in self._silence.lost():
+            self._recorder.tell("worker.lost", data)
+        item = self._recorder.take()
+        return 0 if item is None else self.add(read_batch(item.message.body))
 
     def _read(self, feed: EventFeed, timeout_s: float) -> tuple[int, int]:
         """Return how many batches came, and how many events of them were new."""
@@ -164,6 +180,7 @@ class History:
             except DecodeError:
                 self.unreadable += 1
         added = self.add(events) if events else 0
+        self._silence.seen(events)
         if batches:
             feed.ack(batches[-1][0])
         return len(batches), added

@@ -18,7 +18,10 @@ from processes import wait_for
 from taskq import Reject, TaskQ
 from taskq.config import WorkerSettings
 from taskq.events import Event, read_batch, to_cloudevent
+from taskq.events.bus import Recorder
+from taskq.events.history import History
 from taskq.events.schema import load_schema
+from taskq.events.silence import Silence
 from taskq.testing import running_worker
 from taskq.worker import report
 from taskq.worker.worker import LocalWorker
@@ -38,8 +41,11 @@ class Seen:
     def read(self) -> None:
         for _, body in self._feed.get(0.1):
             for event in read_batch(body):
-                self._check.validate(json.loads(json.dumps(to_cloudevent(event))))
+                self.check(event)
                 self.events.append(event)
+
+    def check(self, event: Event) -> None:
+        self._check.validate(json.loads(json.dumps(to_cloudevent(event))))
 
     def until(self, kind: str, subject: str = "") -> Event:
         found: list[Event] = []
@@ -302,6 +308,58 @@ def test_workers_say_that_they_are_there(app: TaskQ, monkeypatch: pytest.MonkeyP
 
     assert beat.data["interval_s"] == 0.05
     assert (beat.data["slots"], beat.data["running"], beat.data["dropped"]) == (1, 0, 0)
+
+
+def test_a_worker_that_falls_silent_is_lost_once() -> None:
+    """Who stopped in order is not missed, nor who could not be heard; a new life is a new start."""
+    now_s = [0.0]
+    silence = Silence(lambda: now_s[0])
+
+    def beat(source: str, kind: str = "heartbeat") -> None:
+        data = {"app": "shop", "worker": source, "interval_s": 10}
+        silence.seen([Event(source, 1, f"worker.{kind}", 0, data)])
+
+    for name in ("dies", "stops", "lives"):
+        beat(name, "online")
+        beat(name)
+    now_s[0] = 25
+    beat("stops", "offline")
+    beat("lives")
+    assert silence.lost() == []
+    now_s[0] = 31
+
+    assert [(one["worker"], one["silent_s"]) for one in silence.lost()] == [("dies", 31)]
+    assert silence.lost() == []
+    now_s[0] = 100
+    silence.forgive()
+    assert silence.lost() == []
+    now_s[0] = 131
+    assert [one["lost_source"] for one in silence.lost()] == ["lives"]
+
+
+def test_the_history_says_which_worker_was_lost(app: TaskQ, tmp_path: Path) -> None:
+    """Such as one whose machine lost its power: nothing else will ever say so."""
+    seen, feed = Seen(app), app.broker.events("history")
+    book = History(str(tmp_path / "h.db"))
+    told = Recorder("shop", worker="w1")
+    told.tell("worker.heartbeat", {"interval_s": 0.05})
+    item = told.take()
+    assert item is not None
+    assert app.broker.publish([item], 30) == [None]
+    found: list[Event] = []
+
+    def lost() -> bool:
+        book.read(feed, 0.1)
+        found[:] = [e for e in book.between(0, 2**62) if e.type == "worker.lost"]
+        return bool(found)
+
+    wait_for(lost, 60, "worker.lost")
+    feed.close()
+    book.close()
+
+    (event,) = found
+    seen.check(event)
+    assert (event.data["worker"], event.data["lost_source"]) == ("w1", told.source)
 
 
 def test_numbers_stay_without_gaps_over_all_kinds(app: TaskQ) -> None:

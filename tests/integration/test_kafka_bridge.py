@@ -264,3 +264,24 @@ def test_real_tasks_reach_kafka_through_the_embedded_file(
     life = [f"io.taskq.task.{word}" for word in ("sent", "received", "started", "succeeded")]
     assert by_task == dict.fromkeys(ids, life)
     assert json.loads(seen[0].value)["specversion"] == "1.0"
+
+
+def test_a_worker_that_falls_silent_is_told_in_the_topic(
+    broker: Broker, any_kafka: Kafka, topics: Topics
+) -> None:
+    """Once, by the bridge itself; its own event needs no acknowledgement at the broker."""
+    recorder = Recorder("shop", worker="w1")
+    recorder.tell("worker.heartbeat", {"interval_s": 0.05})
+    item = recorder.take()
+    assert item is not None
+    publish(broker, item.message.body)
+
+    with running(broker, any_kafka, topics) as until:
+        until(lambda bridge: bridge.produced >= 2 and not bridge.in_flight)
+    stored = read_topic(any_kafka.bootstrap, topics.workers)
+
+    assert [i.event.type for i in stored] == ["worker.heartbeat", "worker.lost"]
+    assert [i.key for i in stored] == ["w1", "w1"]
+    assert stored[1].event.data["lost_source"] == recorder.source
+    with contextlib.closing(broker.events("kafka")) as feed:
+        assert feed.get(1.0) == []

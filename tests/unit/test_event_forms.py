@@ -1,6 +1,9 @@
 """Events as data: batches, CloudEvents, schema, watermark, redaction."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -119,6 +122,20 @@ def test_the_schema_describes_every_type_and_nothing_else_passes() -> None:
             broken = {**item, "data": {k: v for k, v in item["data"].items() if k != name}}
             assert not check.is_valid(broken), name
         assert not check.is_valid({**item, "sequence": "1"})
+
+
+def test_the_reference_of_events_is_up_to_date(tmp_path: Path) -> None:
+    """It is written out of the schema; a field that was added to one only would mislead."""
+    script = Path(__file__).parents[2] / "scripts" / "event_reference.py"
+
+    done = subprocess.run(
+        [sys.executable, str(script), "--check"], cwd=tmp_path, capture_output=True, text=True
+    )
+
+    assert done.returncode == 0, done.stderr
+    page = (script.parents[1] / "docs" / "events.md").read_text()
+    for kind in load_schema()["$defs"]:
+        assert f"### `{kind}`" in page
 
 
 def test_cloudevents_come_back_as_they_were() -> None:

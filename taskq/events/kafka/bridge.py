@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from taskq.errors import BrokerUnavailable, ConfigError, DecodeError
+from taskq.events.bus import Recorder
 from taskq.events.feed import EventFeed
 from taskq.events.kafka.client import KafkaError, load_client, make, masked
 from taskq.events.kafka.topics import DEAD, Topics
 from taskq.events.schema import CONTENT_TYPE, PREFIX, Event, read_batch, to_cloudevent
+from taskq.events.silence import Silence
 from taskq.events.watermark import Watermark
 
 log = logging.getLogger("taskq.bridge")
@@ -97,6 +99,8 @@ class Bridge:
         self.dead = 0
         self.in_flight = 0
         self.watermark = Watermark()
+        self._silence = Silence()
+        self._recorder = Recorder("bridge")
         self.trouble = ""
         self._feed = feed
         self._dumps = _serializer()
@@ -148,11 +152,22 @@ class Bridge:
 
     def _read(self) -> list[tuple[Any, bytes]]:
         try:
-            return self._feed.get(0.0 if self.in_flight else _IDLE_S)
+            found = self._feed.get(0.0 if self.in_flight else _IDLE_S)
+            return found or self._lost_workers()
         except BrokerUnavailable as error:
             self._warn(f"waiting for the broker error={error}")
             time.sleep(_RETRY_S)
             return []
+
+    def _lost_workers(self) -> list[tuple[Any, bytes]]:
+        """Return a batch, without a receipt, of workers that were not heard of for too long."""
+        if not self._feed.active:
+            self._silence.forgive()
+            return []
+        for data in self._silence.lost():
+            self._recorder.tell("worker.lost", data)
+        item = self._recorder.take()
+        return [] if item is None else [(None, item.message.body)]
 
     def _carry(self, receipt: Any, body: bytes) -> None:
         try:
@@ -162,6 +177,7 @@ class Bridge:
             log.warning("a batch cannot be read, it goes to the dead-letter topic error=%s", error)
             self._bury(batch, self._topics.tasks, "", body, str(error))
             return
+        self._silence.seen(events)
         batch = self._begin(receipt, len(events))
         for event in events:
             self.watermark.new(event.source, event.sequence)
@@ -293,7 +309,8 @@ class Bridge:
         """Acknowledge up to the first batch that is not written whole."""
         last = None
         while self._batches and not self._batches[0].left:
-            last = self._batches.popleft()
+            batch = self._batches.popleft()
+            last = batch if batch.receipt is not None else last
         if last is None:
             return
         try:
