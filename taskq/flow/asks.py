@@ -1,7 +1,7 @@
 """What is asked of flow control, and what it answers; moments and spans are whole microseconds."""
 
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 GO: Final = 0
 WAIT: Final = 1
@@ -20,8 +20,25 @@ KEEP_US: Final = 3_600_000_000
 """How long a cell outlives what it holds."""
 
 
+class Holder(NamedTuple):
+    """A slot that is taken.
+
+    Attributes:
+        until_us: When its lease ends.
+        nonce: Of the admission that took it.
+        since_us: When it was taken.
+    """
+
+    until_us: int
+    nonce: str
+    since_us: int
+
+
 class Cells(Protocol):
-    """The state that rules read and change, by cell name."""
+    """The state that rules read and change, by cell name.
+
+    Slots are kept one by one: a cell with thousands of them costs no more than an empty one.
+    """
 
     def get(self, name: str) -> list[Any] | None:
         """Return a cell's state, or None."""
@@ -35,9 +52,23 @@ class Cells(Protocol):
     def finished(self, task_id: str) -> bool:
         """Return whether a task's record is final."""
 
+    def held(self, name: str) -> int:
+        """Return how many slots of a cell are held by leases that have not ended."""
 
-@dataclass(slots=True)
-class Ask:
+    def holder(self, name: str, task_id: str) -> Holder | None:
+        """Return the slot that a task holds, or None."""
+
+    def first(self, name: str) -> Holder | None:
+        """Return the slot whose lease ends first, of equal ones the smallest id's; or None."""
+
+    def hold(self, name: str, task_id: str, holder: Holder) -> None:
+        """Give a slot to a task, or keep the one it has until another moment."""
+
+    def unhold(self, name: str, task_id: str) -> None:
+        """Take a slot back."""
+
+
+class Ask(NamedTuple):
     """May this message start?
 
     Attributes:
@@ -74,26 +105,6 @@ class Ask:
     slots: tuple[str, int] | None = None
     rate: tuple[str, int, int] | None = None
 
-    def to_list(self) -> list[Any]:
-        """Return the fields in order, for the script; absent ones are False."""
-        return [
-            self.task,
-            self.id,
-            self.attempt,
-            self.again,
-            self.nonce,
-            self.lease_us,
-            self.waited,
-            self.at_us,
-            self.version,
-            self.unique or False,
-            self.idempotency or False,
-            self.breaker or False,
-            self.budget or False,
-            self.slots or False,
-            self.rate or False,
-        ]
-
 
 @dataclass(slots=True)
 class Verdict:
@@ -118,8 +129,7 @@ class Verdict:
     probe: bool = False
 
 
-@dataclass(slots=True)
-class Release:
+class Release(NamedTuple):
     """What a run that ended gives back.
 
     Attributes:
@@ -145,16 +155,6 @@ class Release:
     slots: str = ""
     probe: bool = False
 
-    def to_list(self) -> list[Any]:
-        """Return the fields in order, for the script."""
-        return [
-            self.id,
-            self.nonce,
-            self.outcome,
-            self.tripped,
-            self.unique or False,
-            self.idempotency or False,
-            self.breaker or False,
-            self.slots or False,
-            self.probe,
-        ]
+
+START: Final = Verdict(GO)
+"""The verdict on most messages: start now."""

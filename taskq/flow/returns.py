@@ -2,7 +2,7 @@
 
 from taskq.flow.asks import KEEP_US, Cells, Release
 from taskq.flow.declared import Claim
-from taskq.flow.rules import holders_of
+from taskq.flow.rules import line_of
 
 
 def release(given: Release, cells: Cells, now: int) -> str:
@@ -14,14 +14,7 @@ def release(given: Release, cells: Cells, now: int) -> str:
     if given.idempotency:
         _release_key(given, cells, now)
     if given.slots:
-        holders, tail, mean = holders_of(cells, given.slots, now)
-        held = holders.get(given.id)
-        if held and given.nonce in ("", held[1]):
-            del holders[given.id]
-            if given.outcome != "b":
-                took = now - held[2]
-                mean = took if mean <= 0 else mean + (took - mean) * 0.2
-            cells.put(given.slots, [holders, tail, mean], max(0, tail - now) + KEEP_US)
+        _release_slot(given, cells, now)
     return _record(given, cells, now)
 
 
@@ -35,6 +28,19 @@ def _release_key(given: Release, cells: Cells, now: int) -> None:
             cells.put(cell, [1, given.id, now + span, ""], span)
     elif state and state[:2] == [0, given.id] and given.nonce in ("", state[3]):
         cells.drop(cell)
+
+
+def _release_slot(given: Release, cells: Cells, now: int) -> None:
+    cell = given.slots
+    held = cells.holder(cell, given.id)
+    if held is None or given.nonce not in ("", held.nonce):
+        return
+    cells.unhold(cell, given.id)
+    if given.outcome != "b":
+        tail, mean = line_of(cells, cell)
+        took = now - held.since_us
+        mean = took if mean <= 0 else mean + (took - mean) * 0.2
+        cells.put(cell, [tail, mean], max(0, tail - now) + KEEP_US)
 
 
 def _record(given: Release, cells: Cells, now: int) -> str:
@@ -72,12 +78,9 @@ def renew(given: Release, lease_us: int, cells: Cells, now: int) -> None:
         if state and not state[0] and state[2] > now and state[3] == given.nonce:
             cells.put(cell, [0, given.id, now + lease_us, given.nonce], lease_us)
     if given.slots:
-        holders, tail, mean = holders_of(cells, given.slots, now)
-        held = holders.get(given.id)
-        if held and held[1] == given.nonce:
-            holders[given.id] = [now + lease_us, given.nonce, held[2]]
-            ttl = max(0, tail - now) + lease_us + KEEP_US
-            cells.put(given.slots, [holders, tail, mean], ttl)
+        held = cells.holder(given.slots, given.id)
+        if held is not None and held.nonce == given.nonce:
+            cells.hold(given.slots, given.id, held._replace(until_us=now + lease_us))
     if given.breaker and given.probe:
         cell = given.breaker[0]
         state = cells.get(cell)

@@ -20,6 +20,7 @@ from taskq.flow.asks import (
     WAIT,
     Ask,
     Cells,
+    Holder,
     Verdict,
 )
 
@@ -165,25 +166,24 @@ def _slots(ask: Ask, cells: Cells, now: int, waited: str, limits: Limits) -> Ver
     if not ask.slots:
         return None
     cell, bound = ask.slots[0], limits[1]
-    holders, tail, mean = holders_of(cells, cell, now)
-    if ask.id in holders:
+    if cells.holder(cell, ask.id) is not None:
         return None
-    if len(holders) < bound and ("c" in waited or tail <= now):
+    tail, mean = line_of(cells, cell)
+    if cells.held(cell) < bound and ("c" in waited or tail <= now):
         return None
     # Looks come twice as often as places get free, judged by how long holders took, and take now.
-    took = max([mean, *[now - held[2] for held in holders.values()]])
+    first = cells.first(cell)
+    took = mean if first is None else max(mean, now - first.since_us)
     tail = max(now, tail) + math.floor(min(LOOK_US, max(_MIN_GAP_US, took / (2 * bound))))
-    cells.put(cell, [holders, tail, mean], max(tail - now, ask.lease_us) + KEEP_US)
+    cells.put(cell, [tail, mean], tail - now + KEEP_US)
     return Verdict(WAIT, tail - now)
 
 
-def holders_of(cells: Cells, cell: str, now: int) -> tuple[dict[str, Any], int, float]:
-    """Return who holds slots of a cell now, its line's end, and how long holders took."""
+def line_of(cells: Cells, cell: str) -> tuple[int, float]:
+    """Return the end of the line for a cell's slots, and how long holders took."""
     state = cells.get(cell)
-    if not state:
-        return {}, 0, 0
-    holders, tail, mean = state
-    return {name: held for name, held in holders.items() if held[0] > now}, tail, mean
+    # An older form of the cell had its holders inside; they are not counted.
+    return (state[0], state[1]) if state and len(state) == 2 else (0, 0)
 
 
 def _rate(ask: Ask, cells: Cells, now: int, waited: str, limits: Limits) -> Verdict | None:
@@ -220,7 +220,8 @@ def _take(ask: Ask, cells: Cells, now: int, limits: Limits) -> bool:
     if ask.unique:
         cell, mode = ask.unique[0], ask.unique[1]
         state = cells.get(cell)
-        if mode in ("s", "b") and state and state[0] == ask.id:
+        # A debounced call stays in its cell: one before it may still be on its way, and is late.
+        if mode == "s" and state and state[0] == ask.id:
             cells.drop(cell)
     if ask.idempotency:
         state = [0, ask.id, now + ask.lease_us, ask.nonce]
@@ -232,9 +233,7 @@ def _take(ask: Ask, cells: Cells, now: int, limits: Limits) -> bool:
         cells.put(cell, [tokens, now, tail], max(0, tail - now) + KEEP_US)
     if ask.slots:
         cell = ask.slots[0]
-        holders, tail, mean = holders_of(cells, cell, now)
-        holders[ask.id] = [now + ask.lease_us, ask.nonce, now]
-        cells.put(cell, [holders, tail, mean], max(0, tail - now) + ask.lease_us + KEEP_US)
+        cells.hold(cell, ask.id, Holder(now + ask.lease_us, ask.nonce, now))
     return _take_probe(ask, cells, now)
 
 

@@ -1,11 +1,11 @@
 """What every store of flow control promises."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from taskq.flow.asks import Ask, Release, Verdict
+from taskq.flow.asks import Ask, Holder, Release, Verdict
 from taskq.flow.declared import Claim
 
 
@@ -16,13 +16,14 @@ class Admitted:
     Attributes:
         records: Stored records of all ids, in order; None where there is none.
         verdicts: One for each ask.
-        done: For a verdict DONE the record of the run that succeeded, where it is still kept.
+        done: By index of the verdict, for DONE: the record of the run that succeeded, or None
+            where it is no longer kept.
         news: Cancel rules after the one that was named, as `ResultStore.fetch_news` gives them.
     """
 
     records: list[bytes | None]
     verdicts: list[Verdict]
-    done: list[bytes | None]
+    done: dict[int, bytes | None]
     news: list[tuple[int, bytes]]
 
 
@@ -77,8 +78,30 @@ class FlowStore(ABC):
 
     @abstractmethod
     def cells(self) -> dict[str, list[Any]]:
-        """Return all cells that are not forgotten, by name; for looking."""
+        """Return all cells that are not forgotten, by name; for looking.
+
+        A cell of slots is [map of task id to `Holder`, end of the line, how long holders took].
+        """
 
     @abstractmethod
     def now_us(self) -> int:
         """Return the moment by this store's clock, in microseconds."""
+
+
+def with_holders(
+    cells: dict[str, list[Any]], slots: Mapping[str, Mapping[str, Holder]], now_us: int
+) -> dict[str, list[Any]]:
+    """Return cells with who holds their slots put into them, as `FlowStore.cells` says.
+
+    Args:
+        cells: States by cell.
+        slots: By cell, who has taken slots.
+        now_us: Leases that ended before do not count.
+    """
+    for cell in {*slots, *(name for name in cells if name.startswith("c:"))}:
+        held = slots.get(cell, {}).items()
+        live = {name: list(holder) for name, holder in held if holder.until_us > now_us}
+        line = cells.get(cell)
+        if live or line:
+            cells[cell] = [live, *(line if line and len(line) == 2 else (0, 0))]
+    return cells

@@ -66,7 +66,7 @@ class RedisResults(ResultStore):
     An ACL user needs `~<prefix>:* &<prefix>:* +@all -@admin -@dangerous`, or less: GET, MGET, SET,
     INCRBY, TTL, EXPIRE, PEXPIREAT, UNLINK, HGETALL, HSET, HDEL, ZADD, ZREM, ZREVRANGE,
     ZRANGEBYSCORE, TIME, EVAL, EVALSHA, PUBLISH, SUBSCRIBE, UNSUBSCRIBE, PING, SELECT; for limits
-    also DEL and SCAN.
+    also DEL, HGET, PEXPIRE, SCAN, ZCARD and ZRANGE.
     """
 
     def __init__(self, url: str, timeout_s: float = 5.0) -> None:

@@ -9,20 +9,31 @@ import logging
 import secrets
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from taskq import clock, outcome
 from taskq.errors import ConfigError, RemoteError, ResultsUnavailable
-from taskq.flow.asks import DONE, DUPLICATE, GO, PASSED, SUPERSEDED, WAIT, Ask, Release, Verdict
-from taskq.flow.keys import cell_name, read_keys, split_cell
+from taskq.flow.asks import (
+    DONE,
+    DUPLICATE,
+    GO,
+    PASSED,
+    START,
+    SUPERSEDED,
+    WAIT,
+    Ask,
+    Release,
+    Verdict,
+)
+from taskq.flow.keys import read_keys, split_cell
 from taskq.flow.store import FlowStore
 from taskq.flow.stores import open_flow
-from taskq.message import CLAIMED, DUE, KEYS, SENT_AT, WAITED
+from taskq.message import DUE, KEYS, WAITED
 from taskq.results.base import ResultStore, is_terminal
 from taskq.worker import endings
 from taskq.worker.admission import DUPLICATE as REPEATED
 from taskq.worker.endings import Case, Ending
+from taskq.worker.gate_plan import Plan
 from taskq.worker.held import Held
 from taskq.worker.intake import Intake
 from taskq.worker.manifest import Manifest
@@ -42,90 +53,6 @@ _OUTCOMES: Final = {
     endings.REQUEUED: "b",
     endings.DEFERRED: "b",
 }
-
-
-class Plan:
-    """One task's flow control, ready to be asked about.
-
-    Attributes:
-        kinds: Keys that a message must carry.
-        breaker: (failures, window, reset, lost workers count, timeouts count), or None.
-    """
-
-    def __init__(self, task: str, flow: Mapping[str, Any]) -> None:
-        self.task = task
-        self.kinds: Sequence[str] = flow["keys"]
-        self.breaker: Sequence[Any] | None = flow.get("breaker")
-        self._rate: Sequence[Any] | None = flow.get("rate")
-        self._slots: int = flow.get("slots") or 0
-        self._unique: Sequence[Any] | None = flow.get("unique")
-        self._budget: Sequence[Any] | None = flow.get("budget")
-        self._idempotency_us: int = flow.get("idempotency_us") or 86_400_000_000
-        self._cells = {kind: cell_name(kind, task, "") for kind in "ucibgr"}
-
-    def ask(self, held: Held, keys: Mapping[str, Any], nonce: str, lease_us: int) -> Ask:
-        """Return the question about a delivery."""
-        cells, envelope = self._cells, held.envelope
-        waited, at_us, version = _waited(held)
-        ask = Ask(
-            self.task,
-            held.delivery.message.id,
-            envelope.retries,
-            held.delivery.redelivered,
-            nonce,
-            lease_us,
-            waited,
-            at_us,
-            version,
-        )
-        if self._unique is not None:
-            mode, span = self._unique
-            ask.unique = (cells["u"] + keys["u"], mode, span, CLAIMED in keys, _sent_us(keys))
-        if isinstance(keys.get("i"), str):
-            ask.idempotency = cells["i"] + keys["i"]
-        if self.breaker is not None:
-            ask.breaker = (cells["b"] + keys.get("b", ""), self.breaker[2])
-        if self._budget is not None:
-            share, per_s, burst = self._budget
-            ask.budget = (cells["g"], share, per_s / 1e6, burst)
-        if self._slots:
-            ask.slots = (cells["c"] + keys.get("c", ""), self._slots)
-        if self._rate is not None:
-            ask.rate = (cells["r"] + keys.get("r", ""), self._rate[0], self._rate[1])
-        return ask
-
-    def release(self, ask: Ask, probe: bool) -> Release:
-        """Return what a start that was asked for has to give back, if it holds anything."""
-        given = Release(ask.id, ask.nonce, "", probe=probe)
-        if ask.unique is not None and ask.unique[1] == "d":
-            given.unique = ask.unique[0]
-        if ask.idempotency:
-            given.idempotency = (ask.idempotency, self._idempotency_us)
-        if ask.slots is not None:
-            given.slots = ask.slots[0]
-        if ask.breaker is not None and self.breaker is not None:
-            failures, window, reset = self.breaker[:3]
-            given.breaker = (ask.breaker[0], failures, window, reset)
-        return given
-
-
-def _sent_us(keys: Mapping[str, Any]) -> int:
-    sent = keys.get(SENT_AT)
-    # Anyone may have set it.
-    good = isinstance(sent, str) and sent.isascii() and sent.isdigit() and len(sent) < 17
-    return int(sent) if good and isinstance(sent, str) else 0
-
-
-def _waited(held: Held) -> tuple[str, int, int]:
-    if held.waited is not None:
-        return held.waited.waited, held.waited.at_us, held.waited.version
-    header = held.delivery.message.headers.get(WAITED)
-    if isinstance(header, list | tuple) and len(header) == 3:
-        letters, at_us, version = header
-        # Anyone may have set it.
-        if isinstance(letters, str) and isinstance(at_us, int) and isinstance(version, int):
-            return letters[:20], max(0, min(at_us, 2**52)), version
-    return "", 0, 0
 
 
 class Gates:
@@ -180,16 +107,21 @@ class Gates:
         ids = [held.delivery.message.id for held in batch]
         answer = self.store.admit(ids, asks, self._intake.last_cancel)
         self._intake.learn_cancels(answer.news)
-        for (at, ask), verdict, done in zip(asks, answer.verdicts, answer.done, strict=True):
+        judged, records, done = self._judged, answer.records, answer.done
+        for number, ((at, ask), verdict) in enumerate(zip(asks, answer.verdicts, strict=True)):
             held = batch[at]
-            self._judged[held.tag] = (verdict, done)
-            record = answer.records[at]
+            if verdict is START:
+                held.grant = (ask, False)
+                held.waited, held.asks = None, False
+                continue
+            judged[held.tag] = (verdict, done.get(number))
+            record = records[at]
             if verdict.code == GO:
-                held.grant = self._plan(held).release(ask, verdict.probe)
+                held.grant = (ask, verdict.probe)
                 held.waited, held.asks = None, False
             elif verdict.code == PASSED and record is not None and is_terminal(record):
-                held.grant = self._plan(held).release(replace(ask, nonce=""), False)
-        return answer.records
+                held.grant = (ask._replace(nonce=""), False)
+        return records
 
     def _plan(self, held: Held) -> Plan:
         return self._plans[held.delivery.message.task]
@@ -197,10 +129,11 @@ class Gates:
     def _asks(self, batch: Sequence[Held]) -> list[tuple[int, Ask]]:
         now_ms = clock.now_ms()
         asks = []
+        limited, plans, boot, lease_us = self._limited, self._plans, self._boot, self._lease_us
         for at, held in enumerate(batch):
-            headers = held.delivery.message.headers
-            task = held.delivery.message.task
-            if task not in self._limited and KEYS not in headers:
+            message = held.delivery.message
+            header = message.headers.get(KEYS)
+            if header is None and message.task not in limited:
                 continue
             # Granted before, and held for its moment: a second question would cost a second token.
             if held.void or held.grant is not None:
@@ -208,17 +141,17 @@ class Gates:
             held.asks = True
             if held.due_ms > now_ms:
                 continue
-            plan = self._plans[task]
-            keys = read_keys(headers.get(KEYS), plan.kinds)
+            plan = plans[message.task]
+            keys = read_keys(header, plan.kinds)
             if keys is None:
                 # The executor computes them and sends the message back with them. That is no
                 # start: counted as one, it would outrank the run that follows.
                 held.asks = held.suspect = False
                 continue
-            ask = plan.ask(held, keys, f"{self._boot}-{held.tag}", self._lease_us)
+            ask = plan.ask(held, keys, f"{boot}-{held.tag}", lease_us)
             if 0 < held.envelope.expires_ms <= now_ms:
                 # It will not start; a claim of its sender ends with it.
-                held.grant = plan.release(replace(ask, nonce=""), False)
+                held.grant = (ask._replace(nonce=""), False)
                 held.asks = False
                 continue
             asks.append((at, ask))
@@ -264,16 +197,16 @@ class Gates:
     def collect(self, outcomes: Iterable[tuple[Held, Ending]]) -> None:
         """Put what deliveries held into their endings, for the settler to give back."""
         for held, ending in outcomes:
-            given = held.grant
-            if given is None:
+            if held.grant is None:
                 continue
+            ask, probe = held.grant
             held.grant = None
-            given.outcome = _OUTCOMES.get(ending.code, "e")
-            if ending.code == REPEATED:
-                # Its success was stored, and its worker died before this was told.
-                given.outcome = "s"
-            given.tripped = ending.tripped or self._tripped(held, ending)
-            if self._has_news(given):
+            # A success that was stored, though its worker died before this was told.
+            ended = "s" if ending.code == REPEATED else _OUTCOMES.get(ending.code, "e")
+            tripped = ending.tripped or (ended in "fr" and self._tripped(held, ending))
+            given = self._plan(held).release(ask, probe, ended, tripped)
+            # A breaker alone learns of failures and probes only.
+            if given.unique or given.idempotency or given.slots or probe or tripped:
                 ending.release = given
 
     def _tripped(self, held: Held, ending: Ending) -> bool:
@@ -283,12 +216,6 @@ class Gates:
         lost, late = breaker[3:]
         kind = ending.detail.partition(" ")[0]
         return bool((lost and kind == "WorkerLost") or (late and kind == "TimeLimitExceeded"))
-
-    @staticmethod
-    def _has_news(given: Release) -> bool:
-        """Return whether the store has to know; a breaker alone learns of failures and probes."""
-        held = given.unique or given.idempotency or given.slots
-        return bool(held or given.probe or given.tripped)
 
     def release(self, batch: list[Release]) -> None:
         """Give back what ended; called by the settler.
@@ -308,11 +235,10 @@ class Gates:
         if now_s - self._renewed_s < self._lease_us / 3e6:
             return
         self._renewed_s = now_s
-        grants = [
-            held.grant
-            for held in in_hand
-            if held.grant is not None and held.grant.nonce and _leased(held.grant)
+        given = [
+            self._plan(held).release(*held.grant) for held in in_hand if held.grant is not None
         ]
+        grants = [item for item in given if item.nonce and _leased(item)]
         if grants:
             self._intake.run(lambda: self._renew(grants))
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskq.brokers.base import Delivery
 from taskq.envelope import Envelope
-from taskq.flow.asks import Release, Verdict
+from taskq.flow.asks import Ask, Verdict
 from taskq.worker.endings import Case
 from taskq.worker.manifest import TaskInfo
 
@@ -32,7 +32,8 @@ class Held:
         due_ms: Earliest start as epoch ms, its own or a limit's.
         asks: Whether limits have to be asked before it starts.
         waited: What a limit made it wait for (`Verdict`), or None.
-        grant: What limits gave it, to be given back; None while none was asked.
+        grant: What limits gave it, to be given back: (question, whether it is a breaker's probe);
+            None while none was asked.
         overrun: Which limit it passed.
         ran_s: For how long it had run then, in seconds.
         cancelled_s: When it was asked to end because it was cancelled, on the monotonic clock; 0
@@ -87,7 +88,7 @@ class Held:
         self.asks = False
         self.due_ms = envelope.due_ms
         self.waited: Verdict | None = None
-        self.grant: Release | None = None
+        self.grant: tuple[Ask, bool] | None = None
         self.overrun = ""
         self.ran_s = 0.0
         self.cancelled_s = 0.0

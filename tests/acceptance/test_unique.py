@@ -143,8 +143,11 @@ def test_the_latest_arguments_of_a_debounced_task_run(fleet: Fleet, sender: Task
             pass
 
     assert ran < 5
-    assert len(lines(fleet, "k")) == ran
-    assert lines(fleet, "k")[-1].word == "4"
+    # Earlier ones may have run before the later calls came, on a slow machine, and never after.
+    found = [int(line.word) for line in lines(fleet, "k")]
+    assert len(found) == ran
+    assert found == sorted(found)
+    assert found[-1] == 4
 
 
 def test_one_call_of_an_idempotency_key_succeeds(fleet: Fleet) -> None:

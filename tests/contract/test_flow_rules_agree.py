@@ -51,7 +51,7 @@ def asks(draw: Any) -> dict[str, Any]:
         "idempotency": f"i{key}" if draw(maybe) else "",
         "breaker": (f"b{key}", 300_000_000) if draw(maybe) else None,
         "budget": (f"g{key}", 0.1, draw(st.sampled_from([1e-6, 3e-7])), 2) if draw(maybe) else None,
-        "slots": (f"c{key}", draw(st.integers(1, 3))) if draw(maybe) else None,
+        "slots": (f"c:{key}", draw(st.integers(1, 3))) if draw(maybe) else None,
         "rate": (f"r{key}", draw(st.sampled_from([1, 100_000, 777_777, 5_000_000])), 2)
         if draw(maybe)
         else None,
@@ -128,8 +128,7 @@ def _step(side: Side, number: int, what: str, detail: Any) -> Any:
         given = side.held.pop(task_id, None)
         if given is None:
             return None
-        given.outcome, given.tripped = outcome, tripped
-        return store.release([given])
+        return store.release([given._replace(outcome=outcome, tripped=tripped)])
     if what == "renew":
         return store.renew(list(side.held.values()), LEASE_US)
     if what == "claim":
@@ -208,7 +207,7 @@ def _long_history(rng: random.Random) -> list[tuple[int, tuple[str, Any]]]:
             "idempotency": maybe("ia", 0.1) or "",
             "breaker": maybe(("ba", 300_000_000), 0.3),
             "budget": maybe(("ga", 0.1, 1e-6, 2), 0.3),
-            "slots": maybe(("ca", rng.randint(1, 3))),
+            "slots": maybe(("c:a", rng.randint(1, 3))),
             "rate": maybe(("ra", rng.choice([100_000, 777_777, 5_000_000]), 2)),
         }
 

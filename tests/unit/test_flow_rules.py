@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from taskq.flow import returns, rules
-from taskq.flow.asks import DONE, DUPLICATE, GO, SUPERSEDED, WAIT, Ask, Release, Verdict
+from taskq.flow.asks import DONE, DUPLICATE, GO, SUPERSEDED, WAIT, Ask, Holder, Release, Verdict
 from taskq.flow.declared import Claim
 
 S = 1_000_000
@@ -22,6 +22,8 @@ class Memory:
     def __init__(self) -> None:
         self.states: dict[str, list[Any]] = {}
         self.ended: set[str] = set()
+        self.slots: dict[str, dict[str, Holder]] = {}
+        self.now = 0
 
     def get(self, name: str) -> list[Any] | None:
         return self.states.get(name)
@@ -35,6 +37,36 @@ class Memory:
 
     def finished(self, task_id: str) -> bool:
         return task_id in self.ended
+
+    def _live(self, name: str) -> dict[str, Holder]:
+        found = self.slots.get(name, {})
+        return {own: holder for own, holder in found.items() if holder.until_us > self.now}
+
+    def held(self, name: str) -> int:
+        return len(self._live(name))
+
+    def holder(self, name: str, task_id: str) -> Holder | None:
+        return self._live(name).get(task_id)
+
+    def first(self, name: str) -> Holder | None:
+        live = self._live(name)
+        return min(live.items(), key=lambda item: (item[1].until_us, item[0]))[1] if live else None
+
+    def hold(self, name: str, task_id: str, holder: Holder) -> None:
+        self.slots.setdefault(name, {})[task_id] = holder
+
+    def unhold(self, name: str, task_id: str) -> None:
+        self.slots[name].pop(task_id, None)
+
+
+def judge(ask: Ask, cells: Memory, now: int) -> Verdict:
+    cells.now = now
+    return rules.judge(ask, cells, now)
+
+
+def release(given: Release, cells: Memory, now: int) -> str:
+    cells.now = now
+    return returns.release(given, cells, now)
 
 
 class World:
@@ -67,8 +99,8 @@ class World:
             self._number += 1
             ask = self._make(task_id)
             if waited is not None:
-                ask.waited, ask.at_us, ask.version = waited.waited, waited.at_us, waited.version
-            verdict = rules.judge(ask, self.cells, now)
+                ask = ask._replace(waited=waited.waited, at_us=waited.at_us, version=waited.version)
+            verdict = judge(ask, self.cells, now)
             self.looks[task_id] += 1
             if verdict.code == GO:
                 self.starts[task_id] = now + verdict.wait_us
@@ -80,7 +112,7 @@ class World:
 
     def _release(self, ask: Ask, now: int) -> None:
         slots = ask.slots[0] if ask.slots else ""
-        returns.release(Release(ask.id, ask.nonce, "s", slots=slots), self.cells, now)
+        release(Release(ask.id, ask.nonce, "s", slots=slots), self.cells, now)
 
 
 def limited(interval: int, burst: int) -> Callable[[str], Ask]:
@@ -157,55 +189,55 @@ def test_a_lapsed_lease_frees_the_slot() -> None:
     cells = Memory()
     ask = slotted(1)
     first, second = ask("a"), ask("b")
-    first.lease_us = second.lease_us = LEASE
+    first, second = first._replace(lease_us=LEASE), second._replace(lease_us=LEASE)
 
-    assert rules.judge(first, cells, 0).code == GO
-    assert rules.judge(second, cells, LEASE - 1).code == WAIT
-    second.waited = "c"
-    assert rules.judge(second, cells, LEASE + 1).code == GO
+    assert judge(first, cells, 0).code == GO
+    assert judge(second, cells, LEASE - 1).code == WAIT
+    second = second._replace(waited="c")
+    assert judge(second, cells, LEASE + 1).code == GO
 
 
 def test_a_renewed_lease_lasts() -> None:
     """A long task keeps its slot for as long as its worker lives."""
     cells = Memory()
     first, second = slotted(1)("a"), slotted(1)("b")
-    first.lease_us = LEASE
-    rules.judge(first, cells, 0)
+    first = first._replace(lease_us=LEASE)
+    judge(first, cells, 0)
 
     returns.renew(Release("a", "a", "", slots="c"), LEASE, cells, LEASE - 1)
 
-    second.waited = "c"
-    assert rules.judge(second, cells, 2 * LEASE - 2).code == WAIT
+    second = second._replace(waited="c")
+    assert judge(second, cells, 2 * LEASE - 2).code == WAIT
 
 
 def test_a_zombie_gives_back_nothing_that_is_another_ones() -> None:
     """It was given up for dead, and the task started elsewhere under a new nonce."""
     cells = Memory()
     old, new, other = slotted(1)("a"), slotted(1)("a"), slotted(1)("b")
-    old.nonce, new.nonce = "old", "new"
-    rules.judge(old, cells, 0)
-    rules.judge(new, cells, 1)
+    old, new = old._replace(nonce="old"), new._replace(nonce="new")
+    judge(old, cells, 0)
+    judge(new, cells, 1)
 
-    returns.release(Release("a", "old", "s", slots="c"), cells, 2)
+    release(Release("a", "old", "s", slots="c"), cells, 2)
 
-    assert rules.judge(other, cells, 3).code == WAIT
+    assert judge(other, cells, 3).code == WAIT
 
 
 def test_limits_set_at_run_time_replace_the_declared_ones_at_once() -> None:
     """Also for what waits far ahead: it is asked again on its way."""
     cells = Memory()
     ask = limited(100 * S, 1)
-    rules.judge(ask("a"), cells, 0)
-    far = rules.judge(ask("b"), cells, 0)
+    judge(ask("a"), cells, 0)
+    far = judge(ask("b"), cells, 0)
     assert far.wait_us == 100 * S
     on_its_way = ask("b")
-    on_its_way.waited, on_its_way.at_us, on_its_way.version = far.waited, far.at_us, far.version
-    assert rules.judge(on_its_way, cells, 50 * S).wait_us == 50 * S
+    on_its_way = on_its_way._replace(waited=far.waited, at_us=far.at_us, version=far.version)
+    assert judge(on_its_way, cells, 50 * S).wait_us == 50 * S
 
     cells.put(rules.SETTINGS, [1, {"rt": [1000, 1]}], S)
     cells.drop("r")
 
-    assert rules.judge(on_its_way, cells, 50 * S).code == GO
+    assert judge(on_its_way, cells, 50 * S).code == GO
 
 
 def unique(mode: str, name: str, **fields: Any) -> Ask:
@@ -215,12 +247,12 @@ def unique(mode: str, name: str, **fields: Any) -> Ask:
 def test_unique_until_done_holds_through_the_run() -> None:
     """And ends with it, by whoever holds it."""
     cells = Memory()
-    assert rules.judge(unique("d", "a"), cells, 0).code == GO
-    refused = rules.judge(unique("d", "b"), cells, 1)
+    assert judge(unique("d", "a"), cells, 0).code == GO
+    refused = judge(unique("d", "b"), cells, 1)
 
     assert (refused.code, refused.other) == (DUPLICATE, "a")
-    returns.release(Release("a", "a", "s", unique="u"), cells, 2)
-    assert rules.judge(unique("d", "b"), cells, 3).code == GO
+    release(Release("a", "a", "s", unique="u"), cells, 2)
+    assert judge(unique("d", "b"), cells, 3).code == GO
 
 
 def test_unique_until_start_ends_with_the_start() -> None:
@@ -228,7 +260,7 @@ def test_unique_until_start_ends_with_the_start() -> None:
     cells = Memory()
     assert returns.claim(Claim("u", "a", S, True), cells, 0) == "a"
     assert returns.claim(Claim("u", "b", S, True), cells, 0) == "a"
-    assert rules.judge(unique("s", "a"), cells, 1).code == GO
+    assert judge(unique("s", "a"), cells, 1).code == GO
     assert returns.claim(Claim("u", "b", S, True), cells, 2) == "b"
 
 
@@ -238,7 +270,7 @@ def test_a_claim_ends_with_its_task_before_it_is_given_back() -> None:
     returns.claim(Claim("u", "a", S, True), cells, 0)
     cells.ended.add("a")
 
-    assert rules.judge(unique("d", "b"), cells, 1).code == GO
+    assert judge(unique("d", "b"), cells, 1).code == GO
     returns.claim(Claim("v", "a", S, False), cells, 1)
     assert returns.claim(Claim("v", "b", S, False), cells, 2) == "a"
     assert returns.claim(Claim("v", "b", S, True), cells, 2) == "b"
@@ -256,45 +288,62 @@ def test_the_latest_call_of_a_debounced_task_runs() -> None:
     """The earlier ones learn that they were replaced."""
     cells = Memory()
     first, second = unique("b", "a"), unique("b", "b")
-    waits = [rules.judge(first, cells, 0), rules.judge(second, cells, 10)]
+    waits = [judge(first, cells, 0), judge(second, cells, 10)]
     assert [verdict.code for verdict in waits] == [WAIT, WAIT]
-    first.waited = second.waited = "u"
+    first, second = first._replace(waited="u"), second._replace(waited="u")
 
-    assert rules.judge(first, cells, 101 * S).code == SUPERSEDED
-    assert rules.judge(second, cells, 101 * S).code == GO
+    assert judge(first, cells, 101 * S).code == SUPERSEDED
+    assert judge(second, cells, 101 * S).code == GO
+
+
+def test_an_earlier_debounced_call_that_comes_after_the_run_of_the_latest_does_not_run() -> None:
+    """A busy worker looks at it late, or a broker delivers it again: its arguments are old."""
+    cells = Memory()
+    calls = {name: unique("b", name) for name in "abc"}
+    for number, (name, ask) in enumerate(calls.items()):
+        calls[name] = ask._replace(unique=("u", "b", S, False, 1000 * (number + 1)))
+    first, second, third = calls.values()
+    assert [judge(ask, cells, 0).code for ask in (first, second)] == [WAIT, WAIT]
+    assert judge(second._replace(waited="u"), cells, S + 1).code == GO
+
+    assert judge(first._replace(waited="u"), cells, S + 2).code == SUPERSEDED
+    assert judge(first, cells, S + 3).code == SUPERSEDED
+    assert judge(third, cells, S + 4).code == WAIT
+    assert judge(third._replace(waited="u"), cells, 2 * S + 5).code == GO
 
 
 def test_a_debounced_call_that_was_overtaken_on_its_way_does_not_win() -> None:
     """A broker delivers again what another consumer had, behind what was sent later."""
     cells = Memory()
     first, second = unique("b", "a"), unique("b", "b")
-    first.unique, second.unique = ("u", "b", S, False, 1000), ("u", "b", S, False, 2000)
-    first.again = True
+    first = first._replace(unique=("u", "b", S, False, 1000))
+    second = second._replace(unique=("u", "b", S, False, 2000))
+    first = first._replace(again=True)
 
-    assert rules.judge(second, cells, 5000).code == WAIT
-    assert rules.judge(first, cells, 6000).code == SUPERSEDED
+    assert judge(second, cells, 5000).code == WAIT
+    assert judge(first, cells, 6000).code == SUPERSEDED
 
 
 def test_one_run_succeeds_for_an_idempotency_key() -> None:
     """A second one waits while the first runs, and gets its value when it succeeded."""
     cells = Memory()
     first, second = (Ask("t", name, 0, False, name, LEASE, idempotency="i") for name in "ab")
-    assert rules.judge(first, cells, 0).code == GO
-    assert rules.judge(second, cells, 1).code == WAIT
-    returns.release(Release("a", "a", "s", idempotency=("i", 100 * S)), cells, 2)
+    assert judge(first, cells, 0).code == GO
+    assert judge(second, cells, 1).code == WAIT
+    release(Release("a", "a", "s", idempotency=("i", 100 * S)), cells, 2)
 
-    assert rules.judge(second, cells, 3) == Verdict(DONE, other="a")
-    assert rules.judge(second, cells, 101 * S).code == GO
+    assert judge(second, cells, 3) == Verdict(DONE, other="a")
+    assert judge(second, cells, 101 * S).code == GO
 
 
 def test_a_failed_run_leaves_the_idempotency_key_to_the_next() -> None:
     """Only a success counts."""
     cells = Memory()
     first, second = (Ask("t", name, 0, False, name, LEASE, idempotency="i") for name in "ab")
-    rules.judge(first, cells, 0)
-    returns.release(Release("a", "a", "f", idempotency=("i", 100 * S)), cells, 2)
+    judge(first, cells, 0)
+    release(Release("a", "a", "f", idempotency=("i", 100 * S)), cells, 2)
 
-    assert rules.judge(second, cells, 3).code == GO
+    assert judge(second, cells, 3).code == GO
 
 
 class Broken:
@@ -305,13 +354,13 @@ class Broken:
 
     def judge(self, name: str, now: int) -> Verdict:
         ask = Ask("t", name, 0, False, name, LEASE, breaker=("b", 30 * S))
-        return rules.judge(ask, self.cells, now)
+        return judge(ask, self.cells, now)
 
     def end(self, name: str, outcome: str, now: int, probe: bool = False) -> str:
         given = Release(
             name, name, outcome, outcome == "r", breaker=("b", 2, 60 * S, 30 * S), probe=probe
         )
-        return returns.release(given, self.cells, now)
+        return release(given, self.cells, now)
 
 
 def test_a_breaker_opens_probes_and_closes() -> None:
@@ -360,12 +409,12 @@ def test_retries_beyond_the_budget_wait_and_first_attempts_do_not() -> None:
     """An outage multiplies nothing, and nothing is lost."""
     cells = Memory()
 
-    def judge(name: str, attempt: int, now: int) -> Verdict:
+    def decide(name: str, attempt: int, now: int) -> Verdict:
         ask = Ask("t", name, attempt, False, name, LEASE, budget=("g", 0.1, 1e-6, 2))
-        return rules.judge(ask, cells, now)
+        return judge(ask, cells, now)
 
-    codes = [judge(f"r{n}", 1, 0).code for n in range(4)]
+    codes = [decide(f"r{n}", 1, 0).code for n in range(4)]
 
     assert codes == [GO, GO, WAIT, WAIT]
-    assert judge("first", 0, 0).code == GO
-    assert judge("later", 1, 20 * S).code == GO
+    assert decide("first", 0, 0).code == GO
+    assert decide("later", 1, 20 * S).code == GO

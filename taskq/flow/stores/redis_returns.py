@@ -64,15 +64,15 @@ local function release(g)
   end
   if g.idempotency then release_key(g) end
   if g.slots then
-    local holders, tail, mean = holders_of(g.slots)
-    local held = holders[g.id]
-    if held and mine(g, held[2]) then
-      holders[g.id] = nil
+    local slot = holder(g.slots, g.id)
+    if slot and mine(g, slot.nonce) then
+      unhold(g.slots, g.id)
       if g.outcome ~= 'b' then
-        local took = now - held[3]
+        local tail, mean = line_of(g.slots)
+        local took = now - slot.since
         if mean <= 0 then mean = took else mean = mean + (took - mean) * 0.2 end
+        put(g.slots, {tail, mean}, max(0, tail - now) + KEEP)
       end
-      put(g.slots, {holders, tail, mean}, max(0, tail - now) + KEEP)
     end
   end
   return record(g)
@@ -87,11 +87,9 @@ local function renew(g, lease)
     end
   end
   if g.slots then
-    local holders, tail, mean = holders_of(g.slots)
-    local held = holders[g.id]
-    if held and held[2] == g.nonce then
-      holders[g.id] = {now + lease, g.nonce, held[3]}
-      put(g.slots, {holders, tail, mean}, max(0, tail - now) + lease + KEEP)
+    local slot = holder(g.slots, g.id)
+    if slot and slot.nonce == g.nonce then
+      hold(g.slots, g.id, now + lease, g.nonce, slot.since)
     end
   end
   if g.breaker and g.probe then
@@ -120,15 +118,21 @@ local function unclaim(g)
   return ''
 end
 
+-- Claims are answered one by one; of the rest, pairs of (number, change) where a breaker changed.
 local answers = {}
 local what, lease = asked[1], asked[2]
 for i, f in ipairs(asked[3]) do
   if what == 'claim' then answers[i] = claim(f)
   elseif what == 'unclaim' then answers[i] = unclaim(f)
   else
-    local g = {id = f[1], nonce = f[2], outcome = f[3], tripped = f[4], unique = f[5],
-      idempotency = f[6], breaker = f[7], slots = f[8], probe = f[9]}
-    if what == 'renew' then answers[i] = renew(g, lease) else answers[i] = release(g) end
+    local g = {id = f[1], nonce = f[2], outcome = f[3], tripped = f[4],
+      unique = f[5] ~= '' and f[5], idempotency = f[6], breaker = f[7],
+      slots = f[8] ~= '' and f[8], probe = f[9]}
+    local change = (what == 'renew' and renew or release)(g, lease)
+    if change ~= '' then
+      answers[#answers + 1] = i
+      answers[#answers + 1] = change
+    end
   end
 end
 flush()
@@ -143,10 +147,30 @@ if name ~= '' then
   if value then settings[2][name] = value else settings[2][name] = nil end
 end
 put('s:0::', settings, 366 * 86400000000)
-for _, cell in ipairs(asked[3]) do drop(cell) end
+for _, cell in ipairs(asked[3]) do
+  drop(cell)
+  redis.call('DEL', slots_prefix .. cell, leases_prefix .. cell)
+end
 flush()
 return settings[1]
 """
 
+_HOLDERS: Final = """
+local found = {}
+for i, cell in ipairs(asked) do
+  local ids, ends = {}, {}
+  local pairs_ = redis.call('ZRANGE', leases_prefix .. cell, 0, -1, 'WITHSCORES')
+  for at = 1, #pairs_, 2 do
+    ids[#ids + 1] = pairs_[at]
+    ends[#ends + 1] = pairs_[at + 1]
+  end
+  local texts = {}
+  for at, id in ipairs(ids) do texts[at] = redis.call('HGET', slots_prefix .. cell, id) end
+  found[i] = {ids, texts, ends}
+end
+return found
+"""
+
 RETURNS: Final = make_script(CELLS + _RETURNS)
 SET: Final = make_script(CELLS + _SET)
+HOLDERS: Final = make_script(CELLS + _HOLDERS)

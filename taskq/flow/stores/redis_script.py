@@ -9,10 +9,13 @@ from typing import Final
 from taskq.results.redis_scripts import make_script
 
 # KEYS: records of the batch's tasks, admission only. ARGV: what is asked, in msgpack; the prefix of
-# the cells; the prefix of results; the moment, or 0 for the server's own clock.
+# all keys; the prefix of results; the moment, or 0 for the server's own clock.
+# The slots of a cell are a hash (id: since and nonce) and a sorted set (id by the end of its
+# lease), so that what one of them costs does not depend on how many are held.
 CELLS: Final = """
 local asked = cmsgpack.unpack(ARGV[1])
-local prefix, results = ARGV[2], ARGV[3]
+local prefix, results = ARGV[2] .. 'flow:', ARGV[3]
+local slots_prefix, leases_prefix = ARGV[2] .. 'slots:', ARGV[2] .. 'leases:'
 local now = tonumber(ARGV[4])
 if now == 0 then
   local t = redis.call('TIME')
@@ -20,6 +23,7 @@ if now == 0 then
 end
 local KEEP, HORIZON, LOOK = 3600000000, 1000000, 1000000
 local cache, ttls, gone = {}, {}, {}
+local counts, kept_us = {}, {}
 local floor, max, min = math.floor, math.max, math.min
 
 local function get(name)
@@ -48,6 +52,11 @@ local function flush()
   for name in pairs(gone) do
     redis.call('DEL', prefix .. name)
   end
+  for cell, span in pairs(kept_us) do
+    local ms = string.format('%.0f', math.ceil(span / 1000))
+    redis.call('PEXPIRE', slots_prefix .. cell, ms)
+    redis.call('PEXPIRE', leases_prefix .. cell, ms)
+  end
 end
 
 local function finished(id)
@@ -55,17 +64,50 @@ local function finished(id)
   return record and string.find('SFCE', string.sub(record, 1, 1), 1, true) ~= nil
 end
 
-local function holders_of(cell)
-  local state = get(cell)
-  if not state then return {}, 0, 0, 0 end
-  local kept, count = {}, 0
-  for name, held in pairs(state[1]) do
-    if held[1] > now then
-      kept[name] = held
-      count = count + 1
-    end
+local function number(value) return string.format('%.0f', value) end
+
+local function held(cell)
+  local count = counts[cell]
+  if count then return count end
+  local leases = leases_prefix .. cell
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', number(now))) do
+    redis.call('ZREM', leases, id)
+    redis.call('HDEL', slots_prefix .. cell, id)
   end
-  return kept, state[2], state[3], count
+  count = redis.call('ZCARD', leases)
+  counts[cell] = count
+  return count
+end
+
+local function holder(cell, id)
+  if held(cell) == 0 then return nil end
+  local text = redis.call('HGET', slots_prefix .. cell, id)
+  if not text then return nil end
+  local since, nonce = string.match(text, '^(%d+) (.*)$')
+  return {since = tonumber(since), nonce = nonce}
+end
+
+local function first_holder(cell)
+  if held(cell) == 0 then return nil end
+  return holder(cell, redis.call('ZRANGE', leases_prefix .. cell, 0, 0)[1])
+end
+
+local function hold(cell, id, til, nonce, since)
+  local count = held(cell)
+  redis.call('HSET', slots_prefix .. cell, id, number(since) .. ' ' .. nonce)
+  counts[cell] = count + redis.call('ZADD', leases_prefix .. cell, number(til), id)
+  kept_us[cell] = til - now + KEEP
+end
+
+local function unhold(cell, id)
+  redis.call('HDEL', slots_prefix .. cell, id)
+  counts[cell] = held(cell) - redis.call('ZREM', leases_prefix .. cell, id)
+end
+
+local function line_of(cell)
+  local state = get(cell)
+  if state and #state == 2 then return state[1], state[2] end
+  return 0, 0
 end
 """
 
@@ -152,13 +194,13 @@ end
 local function slots(ask, waited, limits)
   if not ask.slots then return nil end
   local cell, bound = ask.slots[1], limits.slots
-  local holders, tail, mean, count = holders_of(cell)
-  if holders[ask.id] then return nil end
-  if count < bound and (has(waited, 'c') or tail <= now) then return nil end
-  local took = mean
-  for _, held in pairs(holders) do took = max(took, now - held[3]) end
+  if holder(cell, ask.id) then return nil end
+  local tail, mean = line_of(cell)
+  if held(cell) < bound and (has(waited, 'c') or tail <= now) then return nil end
+  local first, took = first_holder(cell), mean
+  if first then took = max(mean, now - first.since) end
   tail = max(now, tail) + floor(min(LOOK, max(1000, took / (2 * bound))))
-  put(cell, {holders, tail, mean}, max(tail - now, ask.lease) + KEEP)
+  put(cell, {tail, mean}, tail - now + KEEP)
   return wait(tail - now)
 end
 
@@ -184,7 +226,7 @@ local function take(ask)
   if ask.unique then
     local cell, mode = ask.unique[1], ask.unique[2]
     local state = get(cell)
-    if (mode == 's' or mode == 'b') and state and state[1] == ask.id then drop(cell) end
+    if mode == 's' and state and state[1] == ask.id then drop(cell) end
   end
   if ask.idempotency then
     put(ask.idempotency, {0, ask.id, now + ask.lease, ask.nonce}, ask.lease)
@@ -197,10 +239,7 @@ local function take(ask)
     put(cell, {tokens, now, tail}, max(0, tail - now) + KEEP)
   end
   if ask.slots then
-    local cell = ask.slots[1]
-    local holders, tail, mean = holders_of(cell)
-    holders[ask.id] = {now + ask.lease, ask.nonce, now}
-    put(cell, {holders, tail, mean}, max(0, tail - now) + ask.lease + KEEP)
+    hold(ask.slots[1], ask.id, now + ask.lease, ask.nonce, now)
   end
   if not ask.breaker then return false end
   local cell = ask.breaker[1]
@@ -263,20 +302,27 @@ end
 
 local records = redis.call('MGET', unpack(KEYS))
 local verdicts, done = {}, {}
-for i, item in ipairs(asked) do
-  local record = records[item[1]]
-  local f = item[2]
-  local ask = {task = f[1], id = f[2], attempt = f[3], again = f[4], nonce = f[5], lease = f[6],
-    waited = f[7], at = f[8], version = f[9], unique = f[10], idempotency = f[11],
-    breaker = f[12], budget = f[13], slots = f[14], rate = f[15]}
+local commons = asked[1]
+for i, f in ipairs(asked[2]) do
+  local record, common = records[f[1]], commons[f[2]]
+  local ask = {id = f[3], attempt = f[4], again = f[5], nonce = f[6], waited = f[7], at = f[8],
+    version = f[9], unique = f[10], idempotency = f[11] ~= '' and f[11], task = common[1],
+    lease = common[2], breaker = common[3], budget = common[4], slots = common[5],
+    rate = common[6]}
+  local verdict
   if record and #record >= 5 and (string.find('SFCE', string.sub(record, 1, 1), 1, true)
       or floor(struct.unpack('>I4', record, 2) / 256) > ask.attempt) then
-    verdicts[i] = {5, 0, '', 0, 0, '', false}
+    verdict = {5, 0, '', 0, 0, '', false}
   else
-    verdicts[i] = judge(ask)
+    verdict = judge(ask)
   end
-  done[i] = false
-  if verdicts[i][1] == 3 then done[i] = redis.call('GET', results .. verdicts[i][6]) end
+  if verdict[1] == 3 then
+    done[#done + 1] = i
+    done[#done + 1] = redis.call('GET', results .. verdict[6])
+  end
+  -- Most start at once, and say no more than that.
+  if verdict[1] == 0 and verdict[2] == 0 and not verdict[7] then verdict = 0 end
+  verdicts[i] = verdict
 end
 flush()
 return {records, cmsgpack.pack(verdicts), done}
