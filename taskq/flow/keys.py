@@ -2,6 +2,8 @@
 
 An expression is a small part of Python, read with the parser and never evaluated as code:
 `args[0]`, `kwargs['tenant']`, a parameter's name, subscripts of these, constants, and tuples.
+`kwargs.tenant` is another way to write `kwargs['tenant']`: a dot looks into maps, never at
+attributes of objects.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -118,6 +120,8 @@ def _check(option: str, text: str, node: "ast.expr") -> None:
     if isinstance(node, ast.Subscript) and not isinstance(node.slice, ast.Slice):
         _check(option, text, node.value)
         _check(option, text, node.slice)
+    elif isinstance(node, ast.Attribute) and _is_below_kwargs(node.value):
+        _check(option, text, node.value)
     elif isinstance(node, ast.Tuple | ast.List):
         for item in node.elts:
             _check(option, text, item)
@@ -130,6 +134,15 @@ def _check(option: str, text: str, node: "ast.expr") -> None:
         )
 
 
+def _is_below_kwargs(node: "ast.expr") -> bool:
+    """Return whether a dot behind a node can look into a map: arguments may be anything else."""
+    import ast
+
+    if isinstance(node, ast.Attribute):
+        return _is_below_kwargs(node.value)
+    return isinstance(node, ast.Name) and node.id == "kwargs"
+
+
 def _evaluate(node: "ast.expr", scope: _Scope) -> Any:
     import ast
 
@@ -139,11 +152,20 @@ def _evaluate(node: "ast.expr", scope: _Scope) -> Any:
         return node.value
     if isinstance(node, ast.Subscript):
         return _evaluate(node.value, scope)[_evaluate(node.slice, scope)]
+    if isinstance(node, ast.Attribute):
+        return _field(_evaluate(node.value, scope), node.attr)
     if isinstance(node, ast.UnaryOp):
         return -_evaluate(node.operand, scope)
     if isinstance(node, ast.Tuple | ast.List):
         return [_evaluate(item, scope) for item in node.elts]
     raise TypeError(f"cannot evaluate {ast.dump(node):.60}")
+
+
+def _field(value: Any, name: str) -> Any:
+    # Not getattr: an expression must not reach into whatever an argument's class offers.
+    if not isinstance(value, Mapping):
+        raise TypeError(f".{name} asks for a map, not a {type(value).__name__}")
+    return value[name]
 
 
 def canonical(value: Any) -> str:

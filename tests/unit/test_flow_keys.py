@@ -32,6 +32,7 @@ def key_of(expression: Any, *args: Any, **kwargs: Any) -> str:
         ("args[0]", '"x"'),
         ("args[-1]", '"x"'),
         ("kwargs['tenant']", '"acme"'),
+        ("kwargs.tenant", '"acme"'),
         ("tenant", '"acme"'),
         ("b", "7"),
         ("(tenant, b)", '["acme",7]'),
@@ -42,6 +43,16 @@ def key_of(expression: Any, *args: Any, **kwargs: Any) -> str:
 def test_expressions_name_arguments_and_parameters(expression: Any, expected: str) -> None:
     """A parameter's name finds its argument however it was passed, defaults included."""
     assert key_of(expression, "x", tenant="acme") == expected
+
+
+def test_a_dot_looks_into_maps_and_never_at_attributes() -> None:
+    """`kwargs.order.id` is how most would write it; no method of an argument's class is a key."""
+    assert key_of("kwargs.order.id", "x", order={"id": 7}) == key_of(
+        "kwargs['order']['id']", order={"id": 7}
+    )
+    for expression in ("kwargs.items", "kwargs.tenant.upper", "kwargs.a.__class__"):
+        with pytest.raises(KeyExpressionFailed):
+            key_of(expression, "x", tenant="acme")
 
 
 def test_a_parameter_is_found_however_it_was_passed() -> None:
