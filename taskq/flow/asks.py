@@ -68,6 +68,28 @@ class Cells(Protocol):
         """Take a slot back."""
 
 
+class NoSlots:
+    """The part of `Cells` about slots, for rules that limit no number of runs."""
+
+    def held(self, name: str) -> int:
+        """Return 0."""
+        return 0
+
+    def holder(self, name: str, task_id: str) -> Holder | None:
+        """Return None."""
+        return None
+
+    def first(self, name: str) -> Holder | None:
+        """Return None."""
+        return None
+
+    def hold(self, name: str, task_id: str, holder: Holder) -> None:
+        """Keep nothing."""
+
+    def unhold(self, name: str, task_id: str) -> None:
+        """Take nothing back."""
+
+
 class Ask(NamedTuple):
     """May this message start?
 

@@ -4,7 +4,7 @@ import threading
 import time
 from typing import Any, Final
 
-from taskq.flow.asks import GO, Ask, Release
+from taskq.flow.asks import GO, Ask, NoSlots, Release
 from taskq.flow.returns import release
 from taskq.flow.rules import judge
 from taskq.flow.spec import CircuitBreaker, span_us
@@ -13,7 +13,7 @@ _CELL: Final = "b"
 _LEASE_US: Final = 3_600_000_000
 
 
-class _Cells(dict[str, Any]):
+class _Cells(NoSlots, dict[str, Any]):
     """State of the rules in a dictionary; nothing expires, for the rules look at the moments."""
 
     def put(self, name: str, state: list[Any], ttl_us: int) -> None:
