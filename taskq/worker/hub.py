@@ -46,6 +46,8 @@ from taskq.worker.window import Pace
 log = logging.getLogger("taskq.worker")
 
 _TICK_S = 0.05
+_ENOUGH = 256
+"""Judged deliveries that keep executors busy while the next are judged."""
 
 
 class Hub:
@@ -94,13 +96,13 @@ class Hub:
         self._admission = Admission(manifest, name, store is not None)
         self.intake = Intake(self._loop, store, self._admission, self._admit, self.fatal)
         self.gates = make_gates(manifest, store, name, self.intake)
+        self.intake.hungry = lambda: len(self.ready) < _ENOUGH
         self._twins = Twins()
         self._restarts = None
         if store is not None:
             self._restarts = Restarts(store, self._admission, self.intake.run, self._counted)
             self._restarts.flags_returned = broker.flags_returned
-        self.quiet = False
-        self.cold = False
+        self.quiet = self.cold = False
         self.settler = Settler(
             broker, store, manifest.settings.publish_timeout_s, self._settled_elsewhere
         )
@@ -222,6 +224,7 @@ class Hub:
         """Hand out what is ready: an executor can take work, or there is more of it."""
         if self.ready:
             self.pool.dispatch(self.ready)
+        self.intake.go_on()
 
     def to_count(self, batch: list[Held]) -> None:
         """Redelivered work has a place in an executor, and starts when that is counted."""
@@ -350,6 +353,7 @@ class Hub:
         busy = bool(self.held)
         if busy:
             self.pool.tick()
+            self.intake.go_on(at_once=True)
             self.revoker.tick()
             self._mark_started()
             self.reporting.running(self.pool.running())
@@ -365,9 +369,7 @@ class Hub:
 
     def _mark_started(self) -> None:
         """Store STARTED for what runs long enough for anybody to ask; short tasks cost nothing."""
-        if self._store is None:
-            return
-        found = unmarked(self.pool.running())
+        found = unmarked(self.pool.running()) if self._store is not None else ()
         if writes := [endings.started(self._case(held)) for held in found]:
             self.settler.put([(None, Ending(outcome.STARTED, writes))])
 

@@ -1,7 +1,8 @@
 """Deliveries on their way to admission: one round trip to the store for each batch.
 
-While one batch is judged, what arrives meanwhile forms the next. A store that is away keeps the
-batch waiting, and with it, by the broker's prefetch, consuming comes to a stop by itself.
+While one batch is judged, what arrives meanwhile forms the next; while executors have enough to do
+it goes on growing. A store that is away keeps the batch waiting, and with it, by the broker's
+prefetch, consuming comes to a stop by itself.
 """
 
 import asyncio
@@ -50,6 +51,7 @@ class Intake:
         gates: Asked in order, after admission.
         fetch: Gets the records of a batch; a gate may put its own question into the same round
             trip.
+        hungry: Whether what was judged will soon have been handed out.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Intake:
         """
         self.gates: list[Gate] = []
         self.fetch: Callable[[Sequence[Held]], Sequence[bytes | None]] = self._fetch
+        self.hungry: Callable[[], bool] = lambda: True
         self._loop = loop
         self._store = store
         self._admission = admission
@@ -87,7 +90,16 @@ class Intake:
                 self._on_judged(self._judge(batch))
             return
         self._waiting += batch
-        self._next()
+        self.go_on()
+
+    def go_on(self, at_once: bool = False) -> None:
+        """Judge what waits when it is time to; to be called when executors took work.
+
+        Args:
+            at_once: Also while there is enough to do: what waits may be more urgent than that.
+        """
+        if self._waiting and not self._busy and (at_once or self.hungry()):
+            self._next()
 
     def clear(self) -> list[Held]:
         """Take out what waits for its batch; the batch under way comes back as it may."""
@@ -150,7 +162,7 @@ class Intake:
         error = done.exception()
         if error is None:
             self._on_judged(done.result())
-            self._next()
+            self.go_on()
             return
         if isinstance(error, ResultsUnavailable):
             log.warning("admission waits for the results store error=%s", error)

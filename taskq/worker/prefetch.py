@@ -4,6 +4,7 @@ Also the place from which consuming is paused and resumed while the worker runs.
 queues are to be paused one day (`consumer.pause` for a queue), it is decided here.
 """
 
+import math
 import time
 
 from taskq.brokers.base import Consumer
@@ -14,6 +15,7 @@ from taskq.worker.ready import Ready
 from taskq.worker.window import Pace, worth_resizing
 
 _RESIZE_S = 0.25
+_SHRINK_S = 2.0
 _HOARD_S = 1.0
 
 
@@ -34,6 +36,7 @@ class Prefetch:
         self._pool = pool
         self._ready = ready
         self._resized_at = 0.0
+        self._too_big_since = math.inf
         self._ended_at = time.monotonic()
         self._long = False
 
@@ -49,10 +52,24 @@ class Prefetch:
             self.resume(quiet)
             return
         wanted = self._pace.prefetch()
-        if worth_resizing(self.size, wanted) and now - self._resized_at > _RESIZE_S:
+        if not worth_resizing(self.size, wanted):
+            self._too_big_since = math.inf
+        elif now - self._resized_at > _RESIZE_S and (wanted > self.size or self._is_late(now)):
             self._resized_at = now
+            self._too_big_since = math.inf
             self.size = wanted
             self.consumer.resize(wanted)
+
+    def _is_late(self, now: float) -> bool:
+        """Return whether the prefetch has been too big for a while, or is so by far.
+
+        The swap of consumers that a resize takes has RabbitMQ give back what is under way, hundreds
+        of messages, each of which starts by itself then: a second's slowness is not worth it.
+        """
+        if self._pace.is_long:
+            return True
+        self._too_big_since = min(self._too_big_since, now)
+        return now - self._too_big_since > _SHRINK_S
 
     def hoarded(self) -> list[Held]:
         """Take out what waits behind long tasks while other workers may be idle."""

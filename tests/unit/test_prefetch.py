@@ -28,6 +28,7 @@ class Consuming:
     """As much of a consumer as is told here."""
 
     paused = False
+    size = 0
 
     def pause(self) -> None:
         self.paused = True
@@ -36,7 +37,7 @@ class Consuming:
         self.paused = False
 
     def resize(self, prefetch: int) -> None:
-        """Nothing to note."""
+        self.size = prefetch
 
 
 @pytest.fixture
@@ -117,3 +118,55 @@ def test_a_worker_that_stops_does_not_consume_again(
     prefetch.resume(quiet=True)
 
     assert consumer.paused
+
+
+def paced(run_us: int, now_s: list[float]) -> tuple[Prefetch, Pace, Any]:
+    """Return a prefetch that has fitted itself to tasks of this run time."""
+    pool: Any = Slots()
+    consumer: Any = Consuming()
+    pace = Pace(1, 0)
+    prefetch = Prefetch(WorkerSettings(), pace, pool, Ready())
+    prefetch.consumer = consumer
+    pace.ran([run_us] * 20)
+    now_s[0] += 1
+    prefetch.adapt(quiet=False)
+    return prefetch, pace, consumer
+
+
+def test_a_moment_of_slowness_does_not_shrink_the_prefetch(now_s: list[float]) -> None:
+    """At each swap of consumers the broker returns what is under way; each of that starts alone."""
+    prefetch, pace, consumer = paced(20, now_s)
+    big = consumer.size
+
+    for _ in range(3):
+        pace.ran([2_000] * 20)
+        now_s[0] += 0.5
+        prefetch.adapt(quiet=False)
+    pace.ran([20] * 20)
+    now_s[0] += 0.5
+    prefetch.adapt(quiet=False)
+
+    assert big > 1000
+    assert consumer.size == big
+
+
+def test_slowness_that_lasts_shrinks_it(now_s: list[float]) -> None:
+    prefetch, pace, consumer = paced(20, now_s)
+
+    for _ in range(6):
+        pace.ran([2_000] * 20)
+        now_s[0] += 0.5
+        prefetch.adapt(quiet=False)
+
+    assert consumer.size == pace.prefetch() < 100
+
+
+def test_long_tasks_shrink_it_at_once(now_s: list[float]) -> None:
+    """Two seconds of hoarding would be a hundred tasks that idle workers could run."""
+    prefetch, pace, consumer = paced(20, now_s)
+
+    pace.ran([100_000])
+    now_s[0] += 0.5
+    prefetch.adapt(quiet=False)
+
+    assert consumer.size <= 3

@@ -84,3 +84,22 @@ def test_small_changes_are_not_worth_a_new_consumer() -> None:
     assert not worth_resizing(10, 15)
     assert worth_resizing(10, 20)
     assert worth_resizing(10, 5)
+
+
+def test_one_interrupted_run_among_many_says_nothing_of_tasks() -> None:
+    """Counted in, 10 ms of another process's turn would swap consumers and return messages."""
+    pace = paced(0.00005)
+
+    pace.ran([50] * 30 + [10_000])
+
+    assert pace.mean_s == pytest.approx(0.00005)
+    assert pace.prefetch() > 900
+
+
+def test_many_runs_that_are_long_are_believed() -> None:
+    pace = paced(0.00005)
+
+    pace.ran([30_000] * 20)
+
+    assert pace.is_long
+    assert pace.prefetch() <= 3
