@@ -141,7 +141,8 @@ def publish_runs(broker: Broker, recorder: Recorder, names: list[str]) -> None:
             recorder.add([(kind, now, begun, name, "t", "q", retries, "", "", begun and 5, None)])
     item = recorder.take()
     assert item is not None
-    assert broker.publish([item], 60) == [None]
+    # A server that is killed meanwhile may take minutes to be back on a busy machine.
+    assert broker.publish([item], 300) == [None]
 
 
 def make_topic(given: dict[str, Any], partitions: int = 3) -> str:
