@@ -194,6 +194,9 @@ def test_kills_lose_nothing_and_double_nothing(
 
     with contextlib.suppress(TimeoutError):
         wait_for(carried, 1200 if SOAK else 120, "all events in the topic")
+    if not stored:
+        # Too few: which ones, and what the bridge said, is what the failure should show.
+        stored += read_topic(private_kafka.bootstrap, TASKS)
     code = bridge.end(signal.SIGTERM)
     broker.close()
 
