@@ -27,7 +27,7 @@ from taskq.queues import Queue, Queues
 from taskq.result import AsyncResult
 from taskq.results import open_results
 from taskq.results.base import ResultStore
-from taskq.routes import Routes, Rule, Target
+from taskq.routes import Routes, Rule, Target, routes_of_file
 from taskq.schedules.book import ScheduleBook
 from taskq.shared import make_current, shared_tasks
 from taskq.spec import TaskOptions
@@ -94,7 +94,7 @@ class TaskQ(CancelMethods, Hooks, Messaging):
         self.name = name
         self.settings: Settings = app_settings({"broker": broker, "results": results, **settings})
         self.middlewares: list[Middleware] = list(middlewares)
-        self.routes = Routes(routes)
+        self.routes = Routes(routes, before=routes_of_file())
         self.queues = Queues(queues)
         self._tasks: dict[str, BaseTask[Any, Any]] = {}
         self._lock = threading.RLock()

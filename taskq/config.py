@@ -282,8 +282,9 @@ def read_file(environ: Mapping[str, str]) -> tuple[str, dict[str, Any], dict[str
     worker = content.pop("worker", {})
     if not isinstance(worker, dict):
         raise ConfigError(f"[worker] in {origin} is not a table")
-    # The schedules' own reader looks at these.
-    content.pop("schedules", None)
+    # These have readers of their own.
+    for table in ("schedules", "routes"):
+        content.pop(table, None)
     return origin, content, worker
 
 

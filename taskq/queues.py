@@ -1,12 +1,22 @@
-"""Queues that differ from the usual: in shards worked off in order, or ordered by the broker."""
+"""Queues that differ from the usual: sharded, ordered by the broker, or bounded."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from taskq.brokers.shapes import MAX_SHARDS, QueueShape, check_queue_name, shard_for
+from taskq.brokers.shapes import (
+    DROP_HEAD,
+    MAX_SHARDS,
+    REJECT,
+    QueueShape,
+    check_queue_name,
+    shard_for,
+)
 from taskq.errors import ConfigError
 from taskq.flow.keys import Key, make_key
 from taskq.message import SHARD_KEY, TOP_PRIORITY
+
+_MOST = 1_000_000_000
+_LONGEST_S = 366 * 86400
 
 
 class Queue:
@@ -27,6 +37,9 @@ class Queue:
         shards: int = 0,
         shard_key: Any = None,
         max_priority: int = 0,
+        max_length: int = 0,
+        message_ttl_s: float = 0,
+        overflow: str = REJECT,
     ) -> None:
         """Declare a queue.
 
@@ -37,9 +50,17 @@ class Queue:
                 `kwargs['order_id']`, or a function of the task's arguments.
             max_priority: On RabbitMQ a classic queue with this `x-max-priority`, 1 to 9; 0 for the
                 usual kind.
+            max_length: Most messages that may wait, 0 for no bound. On RabbitMQ it holds for the
+                queue and its part of high priority each.
+            message_ttl_s: How long a message may wait before it becomes a dead letter
+                (`message_ttl`), in seconds; 0 for ever.
+            overflow: What a full queue does: `reject-publish`, so that a send raises
+                `PublishError`, or `drop-head-to-dead`, so that its oldest message becomes a dead
+                letter (`queue_full`).
 
         Raises:
-            ConfigError: For a value that cannot be used, or shards without a key.
+            ConfigError: For a value that cannot be used, shards without a key, or shards with
+                what they do not have.
         """
         self.name = check_queue_name(name)
         _whole(name, "shards", shards, MAX_SHARDS)
@@ -50,8 +71,18 @@ class Queue:
             raise ConfigError(f"queue {name}: shards and shard_key go together")
         if shards and max_priority:
             raise ConfigError(f"queue {name}: a shard is worked off in order, without priorities")
+        _whole(name, "max_length", max_length, _MOST)
+        ttl_ms = _millis(name, message_ttl_s)
+        if overflow not in (REJECT, DROP_HEAD):
+            raise ConfigError(
+                f"queue {name}: overflow is {overflow!r:.60}; use {REJECT!r} or {DROP_HEAD!r}"
+            )
+        if overflow == DROP_HEAD and not max_length:
+            raise ConfigError(f"queue {name}: overflow needs max_length")
+        if shards and (max_length or ttl_ms):
+            raise ConfigError(f"queue {name}: dropping messages would break the order of a shard")
         self._key: Key | None = make_key(f"queue {name}: shard_key", shard_key)
-        self.shape = QueueShape(name, max_priority, shards)
+        self.shape = QueueShape(name, max_priority, shards, max_length, ttl_ms, overflow)
 
     def __repr__(self) -> str:
         return f"<Queue {self.name}>"
@@ -75,6 +106,16 @@ class Queue:
 def _whole(queue: str, name: str, value: Any, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= high:
         raise ConfigError(f"queue {queue!r}: {name} is {value!r}; use a whole number 0 to {high}")
+
+
+def _millis(queue: str, value: Any) -> int:
+    good = isinstance(value, int | float) and not isinstance(value, bool)
+    if not good or not 0 <= value <= _LONGEST_S:
+        raise ConfigError(
+            f"queue {queue!r}: message_ttl_s is {value!r:.60}; use seconds, 0 to 366 days"
+        )
+    # A fraction of a millisecond is not none: 0 would mean for ever.
+    return max(1, round(value * 1000)) if value else 0
 
 
 class _FromBefore:

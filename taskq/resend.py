@@ -31,8 +31,12 @@ REASONS = (
     "rejected",
     "unroutable",
     "delivery_limit",
+    "queue_full",
+    "message_ttl",
 )
 """Why a message can be dead."""
+QUEUE_FULL = "queue_full"
+EXPIRED_IN_QUEUE = "message_ttl"
 
 _BROKER_OWNED = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count")
 _BROKER_OWNED_EXACT = frozenset({"x-acquired-count", STARTS, LOST})

@@ -10,6 +10,7 @@ Rules are tried in order and the first that matches wins::
     ])
 """
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from fnmatch import translate
 from typing import Any, Final
 
 from taskq.brokers.shapes import check_queue_name
-from taskq.config import nearest
+from taskq.config import nearest, read_content
 from taskq.errors import ConfigError
 
 Target = str | Mapping[str, Any]
@@ -45,17 +46,22 @@ class Route:
 class Routes:
     """The rules of an app, in order; `app.routes`."""
 
-    def __init__(self, rules: Iterable[Rule] | Mapping[str, Target] = ()) -> None:
+    def __init__(
+        self,
+        rules: Iterable[Rule] | Mapping[str, Target] = (),
+        before: Iterable[tuple[re.Pattern[str], Route]] = (),
+    ) -> None:
         """Check and keep rules.
 
         Args:
             rules: Pairs (pattern of task names, target) and functions, or a map of patterns to
                 targets.
+            before: Checked rules that come first.
 
         Raises:
             ConfigError: For a rule that is neither, or whose pattern or target is not usable.
         """
-        self._rules: list[tuple[re.Pattern[str], Route] | Router] = []
+        self._rules: list[tuple[re.Pattern[str], Route] | Router] = [*before]
         if isinstance(rules, str) or not isinstance(rules, Iterable):
             raise ConfigError(f"routes is {rules!r:.80}; use a list of (pattern, queue) pairs")
         for rule in rules.items() if isinstance(rules, Mapping) else rules:
@@ -122,6 +128,28 @@ class Routes:
             if pattern.fullmatch(name):
                 return route.queue
         return ""
+
+
+def routes_of_file(environ: Mapping[str, str] | None = None) -> list[tuple[re.Pattern[str], Route]]:
+    """Return the rules of `[routes]` in taskq.toml, or of `[tool.taskq.routes]`, in order.
+
+    Args:
+        environ: The environment, for TASKQ_CONFIG; the process's own by default.
+
+    Raises:
+        ConfigError: If one of them is not usable; the message names the file.
+    """
+    origin, content = read_content(os.environ if environ is None else environ)
+    table = content.get("routes", {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"[routes] in {origin} is not a table of patterns and queues")
+    rules = []
+    for pattern, target in table.items():
+        where = f"[routes] in {origin}: {pattern!r}"
+        if not pattern:
+            raise ConfigError(f"{where} is no pattern; use one such as 'mail.*'")
+        rules.append((re.compile(translate(pattern)), _target(target, where)))
+    return rules
 
 
 def _checked(rule: Any) -> tuple[re.Pattern[str], Route] | Router:

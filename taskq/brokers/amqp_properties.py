@@ -198,9 +198,13 @@ def _broker_story(headers: Mapping[str, Any]) -> dict[str, Any]:
     last = deaths[0] if isinstance(deaths[0], dict) else {}
     queue, reason = last.get("queue"), last.get("reason")
     keys = last.get("routing-keys")
-    if reason == "expired" and isinstance(keys, list) and keys:
+    if reason == "expired" and isinstance(queue, str) and ".delay.v1." not in queue:
+        reason = resend.EXPIRED_IN_QUEUE
+    elif reason == "expired" and isinstance(keys, list) and keys:
         # Its delay ended where its queue no longer was.
         reason, queue = "unroutable", keys[0]
+    elif reason == "maxlen":
+        reason = resend.QUEUE_FULL
     if reason not in resend.REASONS:
         reason = "rejected"
     seconds = last.get("time")

@@ -15,6 +15,9 @@ HIGH_SUFFIX: Final = ".high"
 HIGH_FROM: Final = 5
 """Lowest priority that goes there."""
 MAX_SHARDS: Final = 1024
+REJECT: Final = "reject-publish"
+DROP_HEAD: Final = "drop-head-to-dead"
+"""What a full queue does: refuse what comes, or bury its oldest message as a dead letter."""
 
 _SHARD = re.compile(r"(.+)\.shard\.([1-9]\d{0,3})\.(0|[1-9]\d{0,3})")
 
@@ -27,11 +30,22 @@ class QueueShape:
         name: Name without prefix.
         max_priority: On RabbitMQ a classic queue with so many priorities; 0 for the usual kind.
         shards: In how many parts it is, each worked off in order; 0 for one queue.
+        max_length: Most messages that may wait in it; 0 for no bound.
+        message_ttl_ms: How long a message may wait in it; 0 for ever.
+        overflow: `REJECT` or `DROP_HEAD`.
     """
 
     name: str
     max_priority: int = 0
     shards: int = 0
+    max_length: int = 0
+    message_ttl_ms: int = 0
+    overflow: str = REJECT
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether it is bounded in length or in time."""
+        return bool(self.max_length or self.message_ttl_ms)
 
     def names(self) -> tuple[str, ...]:
         """Return the queues that hold its messages: itself, and its shards where it has some.

@@ -19,6 +19,7 @@ from taskq.brokers.base import BrokerOptions, Consumer, Delivery, Sink
 from taskq.brokers.shapes import parse_shard
 from taskq.brokers.sqlite_hand import Hand, Receipt
 from taskq.brokers.sqlite_leases import Lease, Silent, expire
+from taskq.brokers.sqlite_limits import QueueLimits
 from taskq.embedded.database import Database
 from taskq.embedded.faults import Trouble
 from taskq.embedded.wakeup import Wakeup
@@ -60,6 +61,7 @@ class SqliteConsumer(Consumer):
         self._options = options
         self._queues = list(dict.fromkeys(queues))
         self._hand = Hand(self._queues, prefetch)
+        self._limits = QueueLimits(options)
         self._sink = sink
         self._loop = loop
         self._declare = declare
@@ -287,6 +289,7 @@ class SqliteConsumer(Consumer):
             if not lost:
                 expire(connection, silent)
                 promoted = connection.execute(sqlite_rows.PROMOTE, (clock.now_ms(),)).rowcount
+                self._limits.expire(connection, promoted > 0)
                 deliveries, full = self._take(connection)
         if lost:
             self._lose()

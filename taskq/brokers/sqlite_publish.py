@@ -10,6 +10,7 @@ from typing import Any, Final
 from taskq import clock
 from taskq.brokers import sqlite_events, sqlite_rows, sqlite_rpc, sqlite_topics
 from taskq.brokers.base import DEAD_QUEUE, BrokerOptions, Outgoing
+from taskq.brokers.sqlite_limits import QueueLimits
 from taskq.brokers.sqlite_shards import check_layout
 from taskq.embedded.database import Database
 from taskq.embedded.faults import Trouble
@@ -75,6 +76,7 @@ class Outbox:
     def __init__(self, database: Database, options: BrokerOptions) -> None:
         self._database = database
         self._options = options
+        self._limits = QueueLimits(options)
         self.after_fork_in_child()
         tell_of_forks(self)
 
@@ -185,13 +187,16 @@ class Outbox:
                 copies = self._spread(connection, topics, now_ms)
                 rows += [self.row(item, now_ms) for item in copies]
             missing = self.declare_for(connection, items, now_ms)
+            rows, full = self._limits.admit(connection, rows, now_ms)
             if missing:
                 rows = [row for row in rows if row[0] not in missing]
             sqlite_rows.insert(connection, rows)
+            self._limits.overflow(connection, {row[0] for row in rows}, now_ms)
             if any(item.dead for item in items):
                 dead = self._options.prefix + DEAD_QUEUE
                 connection.execute(sqlite_rows.PRUNE_DEAD, (dead, now_ms))
-        return [[self._verdict(item, missing) for item in send.batch] for send in sends]
+        refused = {id(items[index]) for index in full if index < len(items)}
+        return [[self._verdict(item, missing, refused) for item in send.batch] for send in sends]
 
     def _spread(
         self, connection: Connection, topics: Sequence[Outgoing], now_ms: int
@@ -217,7 +222,10 @@ class Outbox:
             return set()
         return queues - {name for (name,) in connection.execute("SELECT name FROM queues")}
 
-    def _verdict(self, item: Outgoing, missing: set[str]) -> PublishError | None:
+    def _verdict(self, item: Outgoing, missing: set[str], refused: set[int]) -> PublishError | None:
+        if id(item) in refused:
+            detail = f"queue {item.queue} is full (max_length)"
+            return PublishError(item.message.id, "nacked", detail)
         unroutable = not (item.dead or item.topic) and self._options.prefix + item.queue in missing
         return self._unroutable(item) if unroutable else None
 

@@ -18,10 +18,10 @@ from taskq.message import TOP_PRIORITY, Message
 PROMOTE_ROWS: Final = 1000
 """Most delayed messages made ready in one transaction, so that others get their turn."""
 
-_CONTENT = (
+CONTENT: Final = (
     "task, id, body, headers, content_type, content_encoding, priority, correlation_id, reply_to"
 )
-_COLUMNS = f"queue, state, due_ms, deliveries, {_CONTENT}"
+_COLUMNS = f"queue, state, due_ms, deliveries, {CONTENT}"
 _WIDTH = _COLUMNS.count(",") + 1
 _INSERT_ROWS = (50, 10, 1)
 _INSERTS = {
@@ -32,13 +32,13 @@ _INSERTS = {
 
 ADD_QUEUE: Final = "INSERT OR IGNORE INTO queues (name, created_ms) VALUES (?, ?)"
 # Named, because without statistics SQLite prefers to walk the rows of all states by number.
-_READY: Final = f"messages INDEXED BY messages_ready WHERE state = {READY}"
+READY_ROWS: Final = f"messages INDEXED BY messages_ready WHERE state = {READY}"
 _LEASED: Final = f"messages INDEXED BY messages_leased WHERE state = {LEASED}"
 _DELAYED: Final = f"messages INDEXED BY messages_delayed WHERE state = {DELAYED}"
 _DEAD: Final = f"messages INDEXED BY messages_dead WHERE state = {DEAD}"
 
 ANY_LEASED: Final = f"SELECT 1 FROM {_LEASED} AND queue = ? LIMIT 1"
-ANY_READY: Final = f"SELECT 1 FROM {_READY} AND queue = ? LIMIT 1"
+ANY_READY: Final = f"SELECT 1 FROM {READY_ROWS} AND queue = ? LIMIT 1"
 NEXT_DUE: Final = f"SELECT min(due_ms) FROM {_DELAYED}"
 PROMOTE: Final = (
     f"UPDATE messages SET state = {READY}, due_ms = 0 WHERE seq IN "
@@ -46,14 +46,14 @@ PROMOTE: Final = (
 )
 CLAIM: Final = (
     f"UPDATE messages SET state = {LEASED}, owner = ? WHERE seq IN "
-    f"(SELECT seq FROM {_READY} AND queue = ? ORDER BY priority DESC, seq LIMIT ?) "
-    f"RETURNING seq, deliveries, {_CONTENT}"
+    f"(SELECT seq FROM {READY_ROWS} AND queue = ? ORDER BY priority DESC, seq LIMIT ?) "
+    f"RETURNING seq, deliveries, {CONTENT}"
 )
-OLDEST: Final = f"SELECT seq FROM {_READY} AND queue = ? AND priority = ? ORDER BY seq LIMIT 1"
-TOP_PRIORITY_OF: Final = f"SELECT max(priority) FROM {_READY} AND queue = ?"
+OLDEST: Final = f"SELECT seq FROM {READY_ROWS} AND queue = ? AND priority = ? ORDER BY seq LIMIT 1"
+TOP_PRIORITY_OF: Final = f"SELECT max(priority) FROM {READY_ROWS} AND queue = ?"
 CLAIM_ONE: Final = (
     f"UPDATE messages SET state = {LEASED}, owner = ? WHERE seq = ? "
-    f"RETURNING seq, deliveries, {_CONTENT}"
+    f"RETURNING seq, deliveries, {CONTENT}"
 )
 # The unary plus keeps SQLite from walking all leases of the owner instead of the few rows named.
 DELETE: Final = "DELETE FROM messages WHERE seq IN (SELECT value FROM json_each(?)) AND +owner = ?"
@@ -70,7 +70,7 @@ EXPIRE: Final = (
     f"WHERE seq IN (SELECT seq FROM {_LEASED} AND owner = ?)"
 )
 DUE_BEFORE: Final = f"SELECT count(*) FROM {_DELAYED} AND due_ms <= ?"
-COUNT_READY: Final = f"SELECT count(*) FROM {_READY} AND queue = ?"
+COUNT_READY: Final = f"SELECT count(*) FROM {READY_ROWS} AND queue = ?"
 COUNT_LEASED: Final = f"SELECT count(*) FROM {_LEASED} AND queue = ?"
 COUNT_DELAYED: Final = (
     "SELECT count(*) FILTER (WHERE due_ms <= ?), count(*) FILTER (WHERE due_ms > ?) "
@@ -79,7 +79,7 @@ COUNT_DELAYED: Final = (
 COUNT_DEAD: Final = f"SELECT count(*) FROM {_DEAD} AND queue = ? AND due_ms > ?"
 PURGE_READY: Final = (
     "DELETE FROM messages WHERE seq IN "
-    f"(SELECT seq FROM {_READY} AND queue = ? AND seq <= ? LIMIT ?)"
+    f"(SELECT seq FROM {READY_ROWS} AND queue = ? AND seq <= ? LIMIT ?)"
 )
 PURGE_DUE: Final = (
     "DELETE FROM messages WHERE seq IN "
@@ -90,7 +90,7 @@ PURGE_DEAD: Final = (
     f"(SELECT seq FROM {_DEAD} AND queue = ? AND seq <= ? LIMIT ?)"
 )
 DEAD_PAGE: Final = (
-    f"SELECT seq, deliveries, {_CONTENT} FROM {_DEAD} AND queue = ? "
+    f"SELECT seq, deliveries, {CONTENT} FROM {_DEAD} AND queue = ? "
     "AND seq > ? AND seq <= ? AND due_ms > ? ORDER BY seq LIMIT ?"
 )
 # The oldest letters only: all are kept equally long, so nothing that ended hides behind them.
@@ -150,7 +150,7 @@ def claim(connection: sqlite3.Connection, queue: str, owner: int, limit: int) ->
     """Lease up to `limit` ready messages of a queue, highest priority first, then oldest."""
     rows = connection.execute(CLAIM, (owner, queue, limit)).fetchall()
     # RETURNING promises no order.
-    return sorted(map(_read, rows), key=lambda row: (-row.message.priority, row.seq))
+    return sorted(map(read_row, rows), key=lambda row: (-row.message.priority, row.seq))
 
 
 def claim_lower(connection: sqlite3.Connection, queue: str, owner: int, turn: int) -> list[Claimed]:
@@ -168,7 +168,7 @@ def claim_lower(connection: sqlite3.Connection, queue: str, owner: int, turn: in
         level = (below - 1 - turn - step) % below
         found = connection.execute(OLDEST, (queue, level)).fetchone()
         if found is not None:
-            return [_read(row) for row in connection.execute(CLAIM_ONE, (owner, found[0]))]
+            return [read_row(row) for row in connection.execute(CLAIM_ONE, (owner, found[0]))]
     return []
 
 
@@ -177,7 +177,7 @@ def dead_page(
 ) -> Iterator[Claimed]:
     """Return the next dead letters between two row numbers, oldest first."""
     rows = connection.execute(DEAD_PAGE, (queue, after, last, now_ms, limit)).fetchall()
-    return map(_read, rows)
+    return map(read_row, rows)
 
 
 def waiting_page(
@@ -199,7 +199,7 @@ def waiting_page(
     found = []
     for seq, queue, task, task_id, headers in rows:
         if queue.startswith(prefix):
-            claimed = _read((seq, 0, task, task_id, b"", headers))
+            claimed = read_row((seq, 0, task, task_id, b"", headers))
             if claimed.error is None:
                 found.append(claimed.message)
     return (rows[-1][0] if len(rows) == limit else 0), found
@@ -215,7 +215,8 @@ def release(connection: sqlite3.Connection, owner: int, seqs: Iterable[int]) -> 
     connection.execute(RELEASE, (json.dumps(list(seqs)), owner))
 
 
-def _read(row: Sequence[Any]) -> Claimed:
+def read_row(row: Sequence[Any]) -> Claimed:
+    """Return a row of seq, deliveries and `CONTENT`, read."""
     seq, deliveries, task, task_id, body, headers, *rest = row
     error = None
     table: dict[str, Any] = {}

@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from taskq.brokers.base import DEAD_QUEUE, MIN_DELAY_MS
-from taskq.brokers.shapes import QueueShape, goes_high, high_part, parse_shard
+from taskq.brokers.shapes import (
+    DROP_HEAD,
+    QueueShape,
+    base_part,
+    goes_high,
+    high_part,
+    parse_shard,
+)
 from taskq.topics import AWAY_MS, HEADERS, Binding
 
 DELIVERY_LIMIT: Final = 1000
@@ -240,7 +247,12 @@ class Topology:
         if binding is not None and binding.broadcast:
             gone = {"x-expires": AWAY_MS, "x-dead-letter-exchange": self.dead}
             return Queue(name, {"x-queue-type": "classic", **gone}, self.due, name)
-        return Queue(name, self._work_arguments(queue), self.due, name)
+        arguments = dict(self._work_arguments(queue))
+        shape = self._shapes.get(base_part(queue))
+        if shape is not None and shape.is_limited:
+            arguments.update(_limits(shape, quorum=arguments.get("x-queue-type") == "quorum"))
+            arguments.setdefault("x-dead-letter-exchange", self.dead)
+        return Queue(name, arguments, self.due, name)
 
     def _work_arguments(self, queue: str) -> Arguments:
         shape, ordered = self._shapes.get(queue), parse_shard(queue) is not None
@@ -264,6 +276,20 @@ class Topology:
             "x-overflow": "reject-publish",
         }
         return {**usual, "x-single-active-consumer": True} if ordered else usual
+
+
+def _limits(shape: QueueShape, quorum: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if shape.message_ttl_ms:
+        found["x-message-ttl"] = shape.message_ttl_ms
+    if shape.max_length:
+        drops = shape.overflow == DROP_HEAD
+        found["x-max-length"] = shape.max_length
+        found["x-overflow"] = "drop-head" if drops else "reject-publish"
+        if quorum and drops:
+            # RabbitMQ does not offer at-least-once for a queue that drops its head.
+            found["x-dead-letter-strategy"] = "at-most-once"
+    return found
 
 
 _INEQUIVALENT = re.compile(

@@ -24,7 +24,8 @@ def dead() -> None:
 
     Looking at them never loses or spends them. An ID may be cut to its first 6 characters.
 
-    Reasons: failed, worker_lost, malformed, unknown_task, rejected, unroutable, delivery_limit.
+    Reasons: failed, worker_lost, malformed, unknown_task, rejected, unroutable, delivery_limit,
+    queue_full, message_ttl.
     """
 
 

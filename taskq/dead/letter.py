@@ -20,6 +20,8 @@ _FRAME: Final = re.compile(r'^[\s|]*File "([^"]*)", line \d+, in (.+)\n?[\s|]*(.
 _LIBRARY: Final = re.compile(r"[/\\](?:site-packages|dist-packages|python3\.\d+)[/\\]")
 _BROKER_SAYS: Final = {
     "delivery_limit": "the broker gave up delivering it",
+    "queue_full": "its queue had reached its max_length",
+    "message_ttl": "it waited in its queue for longer than message_ttl_s",
     "unroutable": "its queue was gone when its delay ended",
 }
 

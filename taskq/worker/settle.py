@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from taskq import outcome
+from taskq import clock, outcome
 from taskq.brokers.base import Broker, Consumer, Outgoing
 from taskq.errors import BrokerError, ConfigError, PublishError, ResultsUnavailable, TaskqError
 from taskq.events.schema import EXCHANGE
@@ -38,6 +38,7 @@ TTL_S = 7 * 86400
 """How long starts are counted after the last one, in seconds."""
 _MAX_BATCH = 1000
 _MAX_WAIT_S = 2.0
+_FULL_MS = 1000
 _HOPELESS = ("unroutable", "refused")
 
 
@@ -319,7 +320,11 @@ def _is_taken_over(ending: Ending, refused: Mapping[int, bytes | None]) -> bool:
 
 
 def _rerouted(item: Outgoing, error: PublishError) -> Outgoing:
-    """Return what to send instead of a message that its queue will never take."""
+    """Return what to send instead of a message that its queue does not take."""
+    if error.reason == "nacked" and not (item.dead or item.topic):
+        # A full queue: the broker keeps it in a delay until there is room. Waiting for that here
+        # would hold up the acknowledgements that make room.
+        return replace(item, due_ms=clock.now_ms() + _FULL_MS)
     if error.reason not in _HOPELESS or item.dead:
         return item
     described = outcome.describe(error)

@@ -7,9 +7,9 @@ import sqlite3
 import time
 from pathlib import Path
 
-from taskq import CircuitBreaker, RetryBudget, RetryPolicy, TaskQ
+from taskq import CircuitBreaker, Queue, RetryBudget, RetryPolicy, TaskQ
 
-app = TaskQ("limits")
+app = TaskQ("limits", queues=[Queue("narrow", max_length=5)])
 AT_ONCE = RetryPolicy(base_s=0)
 
 
@@ -107,6 +107,22 @@ def charge(self, path, amount):
     if self.request.retries < 2:
         os.kill(os.getpid(), signal.SIGKILL)
     return "charged"
+
+
+@app.task(name="brittle", bind=True, unique="until_done", unique_key="key", max_retries=0)
+def brittle(self, key, flag):
+    note(self, key, "start")
+    if not Path(flag).exists():
+        raise ValueError("not yet")
+    return "done"
+
+
+@app.task(name="narrow", bind=True, queue="narrow", max_retries=2, retry=AT_ONCE)
+def narrow(self, number):
+    note(self, str(number), "start")
+    time.sleep(0.05)
+    if not self.request.retries:
+        raise ConnectionError("the first time fails")
 
 
 @app.task(name="plain", bind=True)

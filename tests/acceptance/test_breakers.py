@@ -48,14 +48,16 @@ def test_a_breaker_opens_for_all_workers_and_closes_again(fleet: Fleet, tmp_path
     assert "circuit breaker closed" in told
 
 
-def test_retries_stay_within_their_budget(sqlite_fleet: Fleet) -> None:
+def test_retries_of_all_workers_stay_within_one_budget(fleet: Fleet) -> None:
     """Four tasks that fail at once retry no faster than the budget, and all end."""
-    sqlite_fleet.start(pool="thread", slots=4, app=APP)
+    workers = [fleet.start(pool="thread", slots=2, app=APP, ready=False) for _ in range(2)]
+    for worker in workers:
+        worker.until_log("consuming queues=", timeout_s=60)
     sent_s = time.time()
-    handles = sqlite_fleet.send_many("stormy", 4)
+    handles = fleet.send_many("stormy", 4)
 
     until(lambda: all(handle.state == "FAILURE" for handle in handles), "the failures", 90)
-    retries = [line.at_s for line in lines(sqlite_fleet) if line.word == "retry"]
+    retries = [line.at_s for line in lines(fleet) if line.word == "retry"]
 
     assert len(retries) == 12
     early = [at for at, start_s in enumerate(retries) if start_s < sent_s + (at - 4) / 2]

@@ -11,6 +11,7 @@ from fleet import Fleet, until
 from flow_runs import APP, lines, send_raw
 
 from taskq import AlreadyQueued, TaskCancelled, TaskFailed, TaskQ
+from taskq.dead.letters import DeadLetters
 
 
 @pytest.fixture
@@ -21,10 +22,12 @@ def sender(fleet: Fleet) -> Iterator[TaskQ]:
     app.task(name="until_start", unique="until_start", on_duplicate="raise")(_like_flag)
     app.task(name="window", unique=3600, unique_key="key")(_like)
     app.task(name="debounced", debounce=3.0, unique_key="key")(_like_value)
+    app.task(name="brittle", unique="until_done", unique_key="key")(_like_brittle)
     yield app
     app.close()
 
 
+def _like_brittle(key: str, flag: str) -> None: ...
 def _like(key: str, sleep_s: float = 0.0) -> None: ...
 def _like_flag(key: str, flag: str = "") -> None: ...
 def _like_value(key: str, value: int) -> None: ...
@@ -125,6 +128,29 @@ def test_a_cancelled_or_failed_claim_is_free_again(fleet: Fleet, sender: TaskQ) 
     until(sent_again, "a new message of the key", 40).get(timeout=30)
 
     assert len(lines(fleet, "k")) == 1
+
+
+def test_a_replayed_letter_of_a_unique_task_is_a_call_like_any_other(
+    fleet: Fleet, sender: TaskQ, tmp_path: Path
+) -> None:
+    """It runs when its key is free, and is the duplicate when another call is queued."""
+    task, flag = sender.tasks["brittle"], str(tmp_path / "go")
+    first = task.delay("k", flag)
+    worker = fleet.start(app=APP)
+    until(fleet.letters, "the dead letter", 40)
+    worker.term()
+    second = task.delay("k", flag)
+    assert second.id != first.id
+    Path(flag).touch()
+    letters = DeadLetters(sender.broker, sender.results)
+
+    assert list(letters.replay(letters.choose())) == [first.id]
+    fleet.start(app=APP)
+
+    assert second.get(timeout=60) == "done"
+    with pytest.raises(TaskCancelled):
+        first.get(timeout=60)
+    assert [line.id for line in lines(fleet, "k")] == [first.id, second.id]
 
 
 def test_the_latest_arguments_of_a_debounced_task_run(fleet: Fleet, sender: TaskQ) -> None:

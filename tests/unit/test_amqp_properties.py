@@ -310,7 +310,9 @@ def test_a_delivery_count_that_is_none_counts_nothing(count: Any) -> None:
             "unroutable",
             "gone",
         ),
-        ({"reason": "maxlen", "queue": "mail"}, "rejected", "mail"),
+        ({"reason": "maxlen", "queue": "mail"}, "queue_full", "mail"),
+        ({"reason": "expired", "queue": "mail", "routing-keys": ["k"]}, "message_ttl", "mail"),
+        ({"reason": "rejected", "queue": "mail"}, "rejected", "mail"),
         ({"reason": 5, "queue": 6, "time": "noon"}, "rejected", "taskq.dead"),
     ],
 )

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from taskq import ConfigError, TaskQ, chain
 from taskq.calls import Prepared
-from taskq.routes import Routes
+from taskq.routes import Route, Routes
 from taskq.worker.manifest import make_manifest
 
 
@@ -170,3 +171,44 @@ def test_a_function_that_goes_wrong_is_named(router: Callable[..., Any], told: s
     """The sender gets an error that says which router, and nothing is sent to a wrong queue."""
     with pytest.raises(ConfigError, match=re.escape(told)):
         sent(app_with([router]), "mail.send")
+
+
+def test_routes_of_the_file_come_before_those_of_the_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As every setting of the file wins over the code's: who runs it decides where it goes."""
+    (tmp_path / "taskq.toml").write_text(
+        '[routes]\n"mail.*" = "post"\n"reports.*" = { queue = "slow", priority = 2 }\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    app = TaskQ("filed", broker="memory://filed", routes=[("mail.*", "mail"), ("etl.*", "etl")])
+
+    assert app.routes.find("mail.send", (), {}, {}) == Route("post")
+    assert app.routes.find("reports.day", (), {}, {}) == Route("slow", 2)
+    assert app.routes.find("etl.run", (), {}, {}) == Route("etl")
+    assert app.routes.queue_of("mail.send") == "post"
+    app.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("routes = 5", "not a table"),
+        ('[routes]\n"mail.*" = 5', "mail"),
+        ('[routes]\n"mail.*" = "no such name!"', "mail"),
+        ('[routes]\n"mail.*" = { queu = "mail" }', "queue"),
+        ('[routes]\n"" = "mail"', "pattern"),
+    ],
+)
+def test_a_route_of_the_file_that_cannot_be_is_named_with_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, named: str
+) -> None:
+    """When the app is made, not at the first send."""
+    path = tmp_path / "own.toml"
+    path.write_text(text)
+    monkeypatch.setenv("TASKQ_CONFIG", str(path))
+
+    with pytest.raises(ConfigError, match=named) as caught:
+        TaskQ("filed", broker="memory://filed")
+
+    assert "own.toml" in str(caught.value)

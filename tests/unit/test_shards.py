@@ -128,6 +128,14 @@ def test_a_call_without_its_key_is_refused() -> None:
         ("orders", {"shards": 8, "shard_key": "args[0]", "max_priority": 5}),
         ("orders", {"max_priority": 10}),
         ("orders", {"max_priority": "5"}),
+        ("orders", {"max_length": -1}),
+        ("orders", {"max_length": "10"}),
+        ("orders", {"message_ttl_s": -1}),
+        ("orders", {"message_ttl_s": float("nan")}),
+        ("orders", {"message_ttl_s": 400 * 86400}),
+        ("orders", {"max_length": 10, "overflow": "drop-head"}),
+        ("orders", {"overflow": "drop-head-to-dead"}),
+        ("orders", {"shards": 8, "shard_key": "args[0]", "max_length": 5}),
     ],
 )
 def test_a_queue_that_cannot_be_is_refused(name: str, options: dict[str, Any]) -> None:
