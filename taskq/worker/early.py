@@ -12,6 +12,7 @@ from taskq.worker.held import Held
 
 _HOLD_MS = 1000
 _CROWDED_HOLD_MS = 250
+_ROUND_MS = 150
 
 
 class Early:
@@ -40,7 +41,12 @@ class Early:
             False when it must be sent on instead.
         """
         # What a limit let through is held in any case: its start is paid for.
-        crowded = held.grant is None and len(self._held) * 2 > prefetch
+        crowded = held.grant is None and (len(self._held) + 1) * 2 > prefetch
+        if crowded and held.waited is not None and held.waited.waited.endswith("c"):
+            # However short its wait: behind it other keys wait, whose slots are free. Through the
+            # shortest delay, so that a queue of nothing else does not come round and round.
+            held.due_ms = max(held.due_ms, clock.now_ms() + _ROUND_MS)
+            return False
         if early_ms > (_CROWDED_HOLD_MS if crowded else _HOLD_MS):
             return False
         self._held.add(held)

@@ -40,6 +40,13 @@ def three(self, tenant, sleep_s=0.05):
     note(self, tenant, "end")
 
 
+@app.task(name="turns", bind=True, max_concurrency=1, concurrency_key="tenant")
+def turns(self, tenant, sleep_s=0.05):
+    note(self, tenant, "start")
+    time.sleep(sleep_s)
+    note(self, tenant, "end")
+
+
 @app.task(name="picky", bind=True, max_concurrency=1, concurrency_key="order['id']")
 def picky(self, order):
     note(self, "all", "start")

@@ -80,6 +80,19 @@ def test_so_many_of_a_key_run_at_once_in_all_workers(fleet: Fleet) -> None:
     assert last["few"] < last["many"]
 
 
+def test_keys_take_turns_when_there_are_fewer_executors_than_keys(fleet: Fleet) -> None:
+    """Sent tenant after tenant: whoever came first must not be served to its end first."""
+    tenants = [f"tenant-{number}" for number in range(6)]
+    handles = [handle for tenant in tenants for handle in fleet.send_many("turns", 15, tenant)]
+    fleet.start(pool="thread", slots=2, app=APP)
+
+    fleet.settled(handles, timeout_s=180)
+    order = [line.key for line in lines(fleet) if line.word == "start"]
+    # One after the other, the last ones would come after 75 starts.
+    assert set(order[:30]) == set(tenants), order
+    assert most_at_once(lines(fleet)) == dict.fromkeys(tenants, 1)
+
+
 def test_the_slot_of_a_killed_worker_comes_back(fleet: Fleet, tmp_path: Path) -> None:
     """Its lease ends; the other tasks of the key go on."""
     lease = {"TASKQ_LEASE_S": "2"}

@@ -48,3 +48,9 @@ def fail(text: str) -> None:
 @app.task(name="mixed.where")
 def where() -> str:
     return "taskq"
+
+
+@app.task(name="mixed.note")
+def note(path: str, word: str) -> None:
+    with open(path, "a") as stream:
+        stream.write(f"{word}\n")

@@ -15,6 +15,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import celery_side
+import kombu
 import pytest
 import taskq_side
 from celery import Celery, chain
@@ -25,7 +26,7 @@ from taskq import TaskExpired, TaskFailed, TaskQ
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
-WAIT_S = 30
+WAIT_S = 90
 
 ODD_VALUES = [
     datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC),
@@ -336,3 +337,41 @@ def test_the_queue_that_celery_declared_is_used_as_it_is(fleets: Fleets) -> None
     assert any(
         taskq_side.QUEUE in check.detail for check in checks.values() if check.status != "ok"
     )
+
+
+def test_a_priority_of_celery_is_one_of_taskq(fleets: Fleets, tmp_path: Path) -> None:
+    """On a queue that Celery declared with priorities, both sides' messages run in one order."""
+    queue, told = kombu.Queue("urgent-side", max_priority=9), tmp_path / "told"
+    with fleets.celery.connection_for_write() as connection, connection.channel() as channel:
+        queue(channel).declare()
+
+        def depth() -> int:
+            count: int = queue(channel).queue_declare(passive=True).message_count
+            return count
+
+        ids = []
+        for priority in (0, 3, 9):
+            word = f"celery {priority}"
+            sent = fleets.celery.send_task(
+                "mixed.note", (str(told), word), queue=queue, priority=priority
+            )
+            ids.append(sent.id)
+        for priority in (1, 7):
+            word = f"taskq {priority}"
+            ids.append(
+                fleets.taskq.send_task(
+                    "mixed.note", (str(told), word), queue=queue.name, priority=priority
+                ).id
+            )
+        wait_for(lambda: depth() == 5, WAIT_S, "five messages in Celery's queue")
+
+    results = fleets.taskq.settings.results or ""
+    env = {"MIXED_BROKER": fleets.broker, "MIXED_RESULTS": results}
+    words = ("taskq", "worker", "-A", "taskq_side:app", "-c", "1", "-Q", queue.name)
+    with ExitStack() as stack:
+        start(stack, tmp_path / "log", "consuming", env, *words, "--prefetch", "1")
+        for task_id in ids:
+            fleets.taskq.result(task_id).get(timeout=WAIT_S)
+
+    order = told.read_text().splitlines()
+    assert order == ["celery 9", "taskq 7", "celery 3", "taskq 1", "celery 0"]
