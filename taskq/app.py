@@ -16,7 +16,8 @@ from taskq.canvas import Chain, Signature
 from taskq.config import Settings, app_settings, nearest
 from taskq.declare import Declare, DeclareBound, register
 from taskq.errors import ConfigError, PublishError
-from taskq.events.client import SentReport, Shortened
+from taskq.events.bus import ProcessRecorder
+from taskq.events.client import SentReport
 from taskq.flow.sending import Claims, stamp
 from taskq.hooks import Hooks
 from taskq.messaging import Messaging
@@ -104,7 +105,8 @@ class TaskQ(CancelMethods, Hooks, Messaging):
         self._flow: tuple[ResultStore, FlowStore] | None = None
         self._claims = Claims(self._find)
         self._marks = PendingMarks()
-        self._sent = SentReport(name, self.settings)
+        self._recorder = ProcessRecorder(name)
+        self._sent = SentReport(self._recorder, self.settings)
         self.schedules = ScheduleBook(self)
         self._bindings: dict[str, Binding] = {}
         self._subscribed: Broker | None = None
@@ -147,7 +149,7 @@ class TaskQ(CancelMethods, Hooks, Messaging):
         from taskq.events.stream import Events
 
         silent = self.settings.events == "off"
-        return Events(lambda: self.broker, self._sent.recorder, silent)
+        return Events(lambda: self.broker, self._recorder, silent)
 
     def flow(self) -> "FlowStore":
         """Return the store of limits, claims and circuit breakers; opened on first use.
@@ -339,10 +341,7 @@ class TaskQ(CancelMethods, Hooks, Messaging):
 
     def _begin(self, prepared: Sequence[Prepared]) -> Publishing:
         batch = [item.outgoing for item in prepared]
-        reported = self._sent.added_to(batch)
-        publishing = self._outbox().submit(reported, self.settings.publish_timeout_s)
-        if len(reported) > len(batch):
-            publishing = Shortened(publishing, len(batch))
+        publishing = self._sent.submit(self._outbox(), batch)
         # While the broker works on its confirm, PENDING is written: it costs no latency.
         store = self.results
         if store is not None:

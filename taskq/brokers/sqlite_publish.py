@@ -150,19 +150,20 @@ class Outbox:
 
     def _commit(self, leader: Send) -> None:
         with self._guard:
-            others = [send for send in self._waiting if send is not leader]
-            taken = [leader, *others[: _BATCHES_PER_COMMIT - 1]]
-            self._waiting = others[_BATCHES_PER_COMMIT - 1 :]
+            # In the order of the sends: an event that overtook another would pass for a double.
+            count = max(self._waiting.index(leader) + 1, _BATCHES_PER_COMMIT)
+            taken, self._waiting = self._waiting[:count], self._waiting[count:]
         try:
             outcomes = self._write(taken, leader.deadline - clock.monotonic_s())
         except Trouble as trouble:
             if trouble.reason == "locked":
                 # Only the leader's time is up; the others go on with their own.
+                others = [send for send in taken if send is not leader]
                 with self._guard:
-                    self._waiting = taken[1:] + self._waiting
-                    for _ in taken[1:]:
+                    self._waiting = others + self._waiting
+                    for _ in others:
                         self._calls.put(True)
-                taken = taken[:1]
+                taken = [leader]
             _fail_all(taken, _REASONS.get(trouble.reason, "unavailable"), trouble.detail)
         except TaskqError as error:
             _fail_all(taken, "refused", str(error))

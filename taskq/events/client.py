@@ -1,41 +1,45 @@
 """`task.sent`: what a client reports, in the same send as the messages themselves."""
 
-import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from taskq.brokers.base import Outgoing, Publishing
+from taskq.brokers.base import Broker, Outgoing, Publishing
 from taskq.config import Settings
 from taskq.errors import DecodeError, PublishError
-from taskq.events.bus import Record, Recorder
+from taskq.events.bus import ProcessRecorder, Record
 from taskq.events.redact import redacted
+
+if TYPE_CHECKING:
+    from taskq.brokers.spool import Spool
 
 
 class SentReport:
-    """Adds the report of what is sent to each send; its own failure never fails the send."""
+    """Reports what is sent, in the same send; its own failure never fails the send."""
 
-    def __init__(self, app: str, settings: Settings) -> None:
-        self._app = app
+    def __init__(self, recorder: ProcessRecorder, settings: Settings) -> None:
+        self._recorder = recorder
         self._settings = settings
-        self._recorder: Recorder | None = None
-        self._pid = 0
 
-    def recorder(self) -> Recorder:
-        """Return the recorder of this process; a fork has a source of its own."""
-        if self._recorder is None or self._pid != os.getpid():
-            self._pid = os.getpid()
-            self._recorder = Recorder(self._app)
-        return self._recorder
+    def submit(self, outbox: "Broker | Spool", batch: Sequence[Outgoing]) -> Publishing:
+        """Begin to send messages and their report.
 
-    def added_to(self, batch: Sequence[Outgoing]) -> Sequence[Outgoing]:
-        """Return the messages with the report behind them, where there is one."""
+        Args:
+            outbox: What sends.
+            batch: The messages.
+        """
+        timeout_s = self._settings.publish_timeout_s
         if self._settings.events == "off" or not batch:
-            return batch
-        recorder = self.recorder()
-        recorder.add([self._record(item) for item in batch])
-        report = recorder.take()
-        return batch if report is None else [*batch, report]
+            return outbox.submit(batch, timeout_s)
+        records = [self._record(item) for item in batch]
+        recorder = self._recorder()
+        with self._recorder.order:
+            recorder.add(records)
+            report = recorder.take()
+            if report is None:
+                return outbox.submit(batch, timeout_s)
+            publishing = outbox.submit([*batch, report], timeout_s)
+        return Shortened(publishing, len(batch))
 
     def _record(self, item: Outgoing) -> Record:
         if not self._settings.event_arguments:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from taskq.brokers.base import Broker
 from taskq.errors import BrokerUnavailable, ConfigError, DecodeError, TaskqError
-from taskq.events.bus import Recorder
+from taskq.events.bus import ProcessRecorder
 from taskq.events.feed import EventFeed
 from taskq.events.schema import TASK_STATES, Event, read_batch
 from taskq.events.watermark import Watermark
@@ -139,7 +139,7 @@ class Events:
     """The lifecycle events of an app: `app.events`."""
 
     def __init__(
-        self, broker: Callable[[], Broker], recorder: Callable[[], Recorder], silent: bool = False
+        self, broker: Callable[[], Broker], recorder: ProcessRecorder, silent: bool = False
     ) -> None:
         self._broker = broker
         self._recorder = recorder
@@ -219,12 +219,14 @@ class Events:
         Returns:
             Whether the broker confirmed it.
         """
-        recorder = self._recorder()
-        recorder.tell(kind, data)
-        item = recorder.take()
-        if item is None:
-            return True
-        error = self._broker().publish([item], timeout_s)[0]
+        recorder, broker = self._recorder(), self._broker()
+        with self._recorder.order:
+            recorder.tell(kind, data)
+            item = recorder.take()
+            if item is None:
+                return True
+            publishing = broker.submit([item], timeout_s)
+        error = publishing.wait()[0]
         if error is not None:
             recorder.lost(item)
         return error is None

@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +240,31 @@ def test_tell_publishes_events_of_ones_own(app: TaskQ) -> None:
 
     event = seen.until("schedule.fired", "nightly")
     assert event.data == {"app": "shop", "schedule": "nightly"}
+
+
+def test_sends_of_many_threads_are_told_in_order(
+    app: TaskQ, request: pytest.FixtureRequest
+) -> None:
+    """A batch that overtakes another of its source would count as a gap, the other as a double."""
+    request.addfinalizer(partial(sys.setswitchinterval, sys.getswitchinterval()))
+    sys.setswitchinterval(1e-6)
+    app.send_task("add", (1, 2))
+    seen = Collected(app.broker.events())
+    start = threading.Barrier(4)
+
+    def send() -> None:
+        start.wait()
+        for _ in range(20):
+            app.send_task("add", (1, 2))
+
+    threads = [threading.Thread(target=send) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    app.send_task("add", (1, 2), task_id="last")
+    seen.until("task.sent", "last")
+
+    mark = Watermark()
+    assert len(mark.fresh(seen.events)) == 81
+    assert (mark.duplicates, mark.gaps) == (0, 0)
