@@ -190,14 +190,33 @@ def replay(path: str | None, since_s: float, until_s: float, as_json: bool) -> N
 @click.option("--window", "window_s", type=SPAN, default=60.0, help="Length of a window (60s).")
 @click.option("--since", "since_s", type=SPAN, default=3600.0, help="From so long ago (1h).")
 @click.option("--follow", is_flag=True, help="Count what happens from now on, until Ctrl-C.")
+@click.option(
+    "--lateness",
+    "lateness_s",
+    type=SPAN,
+    default=5.0,
+    help="With --follow: how long a window waits for late events (5s).",
+)
 @json_option
-def stats(path: str | None, window_s: float, since_s: float, follow: bool, as_json: bool) -> None:
-    """Count events and show run times by task and window of time."""
+def stats(
+    path: str | None,
+    window_s: float,
+    since_s: float,
+    follow: bool,
+    lateness_s: float,
+    as_json: bool,
+) -> None:
+    """Count events and show run times by task and window of time.
+
+    What was recorded is counted whole, in whatever order it came. With --follow a window is
+    printed once it is over; events that come later are left out, and their number is told on
+    stderr.
+    """
     if window_s <= 0:
         raise click.UsageError("--window must be longer than 0")
     with opened_app() as app:
         if follow:
-            _follow(app, window_s, as_json)
+            _follow(app, TumblingWindows(window_s, lateness_s), lateness_s, as_json)
             return
         with _history(app, path) as history:
             _catch_up(app, history)
@@ -218,17 +237,21 @@ def _cells(line: Line) -> list[Any]:
     return [start, *(facts[name] for name in _COLUMNS[1:]), *times]
 
 
-def _follow(app: TaskQ, window_s: float, as_json: bool) -> None:
-    windows = TumblingWindows(window_s)
+def _follow(app: TaskQ, windows: TumblingWindows, lateness_s: float, as_json: bool) -> None:
+    grace_us = round((lateness_s + _POLL_S) * 1e6)
+    told = 0
     with contextlib.closing(app.broker.events()) as feed:
         reader = Reader(feed)
         while True:
             lines = [line for event in reader.read(_POLL_S) for line in windows.add(event)]
             # Time goes on without events, too.
-            lines += windows.flush(time.time_ns() // 1000 - 6_000_000)
+            lines += windows.flush(time.time_ns() // 1000 - grace_us)
             for line in lines:
                 summary = line.summary()
                 say(as_text(summary) if as_json else "  ".join(map(str, _cells(line))))
+            if windows.late > told:
+                told = windows.late
+                click.echo(f"{told} events came after their window was over; not counted", err=True)
 
 
 @click.command(

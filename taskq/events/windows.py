@@ -2,13 +2,14 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from taskq.events.schema import Event
 
 _GROWTH: Final = math.log(1.02)
+_SHARES: Final = (50, 95, 99)
 COUNTED: Final[Mapping[str, str]] = {
     "task.sent": "sent",
     "task.started": "started",
@@ -38,13 +39,19 @@ class Histogram:
 
     def percentile(self, share: float) -> float | None:
         """Return the value below which this share (0 to 1) of the values lies; None without any."""
+        return self.percentiles((share,))[0]
+
+    def percentiles(self, shares: Sequence[float]) -> list[float | None]:
+        """Return several at once; the shares ascend. See `percentile`."""
         total = sum(self._buckets.values())
-        wanted = max(1, math.ceil(share * total))
+        found: list[float | None] = []
+        wanted = [max(1, math.ceil(share * total)) for share in shares]
+        below = 0
         for bucket in sorted(self._buckets):
-            wanted -= self._buckets[bucket]
-            if wanted <= 0:
-                return math.exp((bucket + 0.5) * _GROWTH)
-        return None
+            below += self._buckets[bucket]
+            while len(found) < len(wanted) and wanted[len(found)] <= below:
+                found.append(math.exp((bucket + 0.5) * _GROWTH))
+        return found + [None] * (len(wanted) - len(found))
 
 
 @dataclass(slots=True)
@@ -99,6 +106,7 @@ class Line:
         """Return the line as plain values; times in seconds, rates for each second."""
         ended = self.counts["succeeded"] + self.counts["failed"] + self.counts["retried"]
         bad = ended - self.counts["succeeded"]
+        found = self.runtimes.percentiles([share / 100 for share in _SHARES])
         return {
             "start_ms": self.start_us // 1000,
             "window_s": self.size_us / 1e6,
@@ -107,8 +115,7 @@ class Line:
             "failure_rate": round(bad / ended, 4) if ended else 0.0,
             **{
                 f"p{share}_s": None if value is None else round(value, 6)
-                for share in (50, 95, 99)
-                for value in (self.runtimes.percentile(share / 100),)
+                for share, value in zip(_SHARES, found, strict=True)
             },
         }
 

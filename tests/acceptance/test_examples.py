@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka_server import GivenKafka, KafkaServer
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = [
@@ -27,6 +28,7 @@ EXAMPLES = [
 ]
 SHOP = "shop/main.py"
 CHECKSUMS = "checksums/main.py"
+STREAMS = "streams/main.py"
 TIMEOUT_S = 150
 
 Servers = dict[str, str]
@@ -77,6 +79,22 @@ def test_the_shop_takes_the_money_once(servers: Servers, tmp_path: Path) -> None
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "24 clicks, 12 payments" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_stream_counts_every_task_once_and_warns(
+    shared_kafka: KafkaServer | GivenKafka, tmp_path: Path
+) -> None:
+    """Worker, bridge and stream together; it compares the lines with what it sent."""
+    pytest.importorskip("quixstreams")
+    servers = {"TASKQ_KAFKA_BOOTSTRAP_SERVERS": shared_kafka.bootstrap}
+
+    done = run_example(STREAMS, "--tasks", "200", servers=servers, directory=tmp_path)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "200 sent, 200 started, 166 succeeded, 34 failed" in done.stdout
+    assert "alert: streams.charge" in done.stdout
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 

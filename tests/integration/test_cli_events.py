@@ -1,13 +1,21 @@
 """`taskq events` and `taskq history` as a user meets them."""
 
+import contextlib
 import json
+import math
+import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from cli_user import TIMEOUT_S, User, until
+
+from taskq.brokers import open_broker
+from taskq.brokers.base import BrokerOptions
+from taskq.events.bus import Recorder
 
 
 @pytest.fixture
@@ -52,6 +60,78 @@ def test_stats_and_replay(user: User) -> None:
     assert kinds.count("io.taskq.task.started") == 2
     assert "SHOP.FAIL" in user.run("events", "stats").stdout.upper()
     assert user.run("events", "stats", "--window", "0", code=2)
+
+
+def tell(user: User, *runs: tuple[int, int]) -> None:
+    """Report runs that ended: (when, how long), in microseconds."""
+    recorder = Recorder("shop")
+    recorder.add(
+        ("task.succeeded", at_us, 0, f"id-{n}", "shop.add", "q", 0, "", "", us, None)
+        for n, (at_us, us) in enumerate(runs)
+    )
+    item = recorder.take()
+    assert item is not None
+    options = BrokerOptions()
+    with contextlib.closing(open_broker(f"sqlite:///{user.directory}/taskq.db", options)) as broker:
+        assert broker.publish([item], 60) == [None]
+
+
+def test_stats_equal_an_exact_computation(user: User) -> None:
+    """Over what was recorded, nothing is late: shuffled and an hour apart, all of it counts."""
+    shuffle = random.Random(11)
+    hour_us = 3_600_000_000
+    base_us = time.time_ns() // 1000 // hour_us * hour_us - 5 * hour_us
+    runs = [
+        (base_us + shuffle.randrange(3 * hour_us), round(shuffle.lognormvariate(0, 1.2) * 1e5))
+        for _ in range(900)
+    ]
+    tell(user, *runs)
+
+    rows = user.run("events", "stats", "--window", "1h", "--since", "1d", "--json").json()
+
+    assert [row["start_ms"] * 1000 for row in rows] == [base_us + n * hour_us for n in range(3)]
+    for row in rows:
+        start_us = row["start_ms"] * 1000
+        inside = sorted(us for at_us, us in runs if at_us // hour_us * hour_us == start_us)
+        assert row["succeeded"] == len(inside)
+        for share in (50, 95, 99):
+            exact_us = inside[math.ceil(len(inside) * share / 100) - 1]
+            assert row[f"p{share}_s"] * 1e6 == pytest.approx(exact_us, rel=0.02)
+
+
+def test_followed_stats_tell_of_late_events(user: User) -> None:
+    """A window that was printed is not printed again; what it lacks is told."""
+    out, err = user.directory / "stats.out", user.directory / "stats.err"
+    words = ["events", "stats", "--follow", "--window", "1s", "--lateness", "0", "--json"]
+    with out.open("w") as stdout, err.open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "taskq", *words],
+            cwd=user.directory,
+            env=user.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+        )
+
+    def printed() -> list[str]:
+        # The first may come before the reader is there.
+        tell(user, (time.time_ns() // 1000, 5))
+        return [line for line in out.read_text().splitlines() if line.endswith("}")]
+
+    def told() -> bool:
+        tell(user, (first["start_ms"] * 1000, 5))
+        return "after their window was over" in err.read_text()
+
+    try:
+        first = json.loads(until(printed, "a line", TIMEOUT_S)[0])
+        until(told, "a word of late events", TIMEOUT_S)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(TIMEOUT_S)
+
+    starts = [json.loads(line)["start_ms"] for line in out.read_text().splitlines()]
+    assert len(starts) == len(set(starts))
+    assert "Traceback" not in err.read_text()
 
 
 def test_tail_shows_what_is_asked_for(user: User) -> None:

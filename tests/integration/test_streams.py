@@ -27,7 +27,8 @@ from taskq.events.kafka import Producer
 
 Kafka = KafkaServer | GivenKafka
 ROOT = Path(__file__).parents[2]
-LONG_S = 150.0
+LONG_S = 240.0
+pytestmark = pytest.mark.timeout(500)
 
 
 class Group:

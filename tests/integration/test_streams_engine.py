@@ -25,7 +25,7 @@ Kafka = KafkaServer | GivenKafka
 # The engine's own topics have the events' times, and Kafka deletes what is old.
 BASE_US = time.time_ns() // 1000 // 60_000_000 * 60_000_000 - 3_600_000_000
 IDLE_S = 6.0
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = pytest.mark.timeout(300)
 
 
 def started(number: int, at_s: float, task: str = "t") -> Event:

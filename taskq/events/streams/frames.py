@@ -42,6 +42,27 @@ def by_partition(frame: Any, function: PartitionFunction) -> Any:
     return _transformed(done, unpack)
 
 
+def remember(state: Any, ring: str, name: str, capacity: int) -> None:
+    """Give a name that is new in a state a place in a ring; whoever had it is deleted.
+
+    Not by age: a clock that runs ahead would make all others look old. Nor by Quix Streams' own
+    expiry, which goes by time as well.
+
+    Args:
+        state: Where the name's value is kept, too.
+        ring: Name of the ring.
+        name: Of the value.
+        capacity: How many names there can be.
+    """
+    count = int(state.get(f"{ring}:count", 0))
+    place = f"{ring}:{count % capacity}"
+    former = state.get(place)
+    if former is not None:
+        state.delete(former)
+    state.set(place, name)
+    state.set(f"{ring}:count", count + 1)
+
+
 def stamped(frame: Any) -> Any:
     """Return a frame whose timestamps are the present, for rows on their way to a topic.
 

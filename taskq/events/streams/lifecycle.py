@@ -7,6 +7,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from taskq.errors import ConfigError, DecodeError
 from taskq.events.kafka.client import KafkaError, load_client, masked
 from taskq.events.kafka.topics import Topics, describe
 from taskq.events.schema import Event, read_cloudevent
-from taskq.events.streams.frames import Row, by_partition, stamped
+from taskq.events.streams.frames import Row, by_partition, remember, stamped
 
 log = logging.getLogger("taskq.events")
 
@@ -35,7 +36,9 @@ def load_engine() -> Any:
         ConfigError: If it is not installed.
     """
     try:
-        return importlib.import_module("quixstreams")
+        # One of its dependencies warns, whatever the filters, of what its user cannot mend.
+        with warnings.catch_warnings(record=True):
+            return importlib.import_module("quixstreams")
     except ImportError as error:
         raise ConfigError("streams need quixstreams: pip install 'taskq-mq[streams]'") from error
 
@@ -213,7 +216,7 @@ class LifecycleStream:
             self.duplicates += 1
             return []
         if last is None:
-            _forget_one(state, name)
+            remember(state, "source", name, MAX_SOURCES)
         state.set(name, row["sequence"])
         return [(key, row)]
 
@@ -224,20 +227,6 @@ class LifecycleStream:
         except self._errors as error:
             text = masked(error, self._properties)
             raise KafkaError(f"streams: {type(error).__name__} {text}") from error
-
-
-def _forget_one(state: Any, name: str) -> None:
-    """Give a new source a place in a ring; whoever had it is forgotten.
-
-    Not by age: a clock that runs ahead would make all marks look old, and duplicates pass.
-    """
-    count = int(state.get("sources", 0))
-    place = f"source:{count % MAX_SOURCES}"
-    former = state.get(place)
-    if former is not None:
-        state.delete(former)
-    state.set(place, name)
-    state.set("sources", count + 1)
 
 
 def _engine_errors() -> tuple[type[Exception], ...]:

@@ -10,14 +10,11 @@ own partition, and what is counted is only ever added to a line.
 """
 
 from collections.abc import Iterable
-from datetime import timedelta
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from taskq.errors import ConfigError
-from taskq.events.streams.frames import Row, by_partition, clock_us, stamped
+from taskq.events.streams.frames import Row, by_partition, clock_us, remember, stamped
 from taskq.events.windows import COUNTED, Line
-
-DAY_S: Final = 86_400.0
 
 
 def mark_late(frame: Any, size_s: float, lateness_s: float = 5.0) -> Any:
@@ -56,7 +53,7 @@ def window_lines(
     lateness_s: float = 5.0,
     *,
     late: Literal["drop", "count"] = "drop",
-    keep_s: float = DAY_S,
+    keep: int = 1440,
 ) -> Any:
     """Return a frame of lines: for each event, its task's line of its window as it is now.
 
@@ -70,27 +67,29 @@ def window_lines(
         size_s: Length of a window, in seconds.
         lateness_s: See `mark_late`.
         late: `drop` leaves late events out, `count` adds them to their line; both tell how many.
-        keep_s: How long a line is kept after it changed last, in seconds. It bounds the state.
+        keep: How many windows of a task are kept, to be added to; the first one goes for a new one.
 
     Raises:
         ConfigError: If a span is out of range, or the policy unknown.
     """
     if late not in ("drop", "count"):
         raise ConfigError(f"late={late!r} is no policy; use 'drop' or 'count'")
-    if keep_s <= size_s + lateness_s:
-        raise ConfigError(f"keep_s is {keep_s:g}; it must exceed a window and its lateness")
+    if keep * size_s <= size_s + lateness_s:
+        raise ConfigError(f"keep={keep} windows of {size_s:g} s: that is less than the lateness")
     size_us = max(1, round(size_s * 1e6))
-    keep = timedelta(seconds=keep_s)
     counted = frame.filter(lambda row: row["type"] in COUNTED and bool(row.get("task")))
     parts = stamped(mark_late(counted, size_s, lateness_s).apply(_part))
 
     def add(part: Row, state: Any) -> Row:
-        name = str(part["window_us"])
-        line = Line.from_state(part["window_us"], size_us, part["task"], state.get(name) or {})
+        name = f"line:{part['window_us']}"
+        before = state.get(name)
+        if before is None:
+            remember(state, "lines", name, keep)
+        line = Line.from_state(part["window_us"], size_us, part["task"], before or {})
         line.counts["late"] += part["late"]
         if not part["late"] or late == "count":
             line.add(part["type"], part["runtime_us"])
-        state.set(name, line.to_state(), ttl=keep)
+        state.set(name, line.to_state())
         return {**line.summary(), "late": line.counts["late"]}
 
     # Part of the names of its topics, so that a frame can have several.
