@@ -21,13 +21,15 @@ class Job:
         entry: Its definition; None when the stored text cannot be read.
         trouble: Why it is not sent; empty when it is.
         due_ms: When it is due next, as epoch ms; None for never.
-        serial: Number of its place in the heap.
+        after_ms: Since when it is not due until then, as epoch ms; -1 before that was asked.
+        serial: Number of its place in the heap; 0 for none.
     """
 
     row: Row
     entry: Entry | None
     trouble: str = ""
     due_ms: int | None = None
+    after_ms: int = -1
     serial: int = 0
 
     @property
@@ -72,22 +74,34 @@ class Plan:
 
     def schedule(self, job: Job) -> None:
         """Find out when a job is due next, and put it in its place."""
-        job.serial = next(self._serials)
-        job.due_ms = None
         if job.entry is None or job.trouble or job.row.paused or job.finished:
+            job.serial, job.due_ms, job.after_ms = 0, None, -1
             return
-        job.due_ms = job.entry.next_ms(job.row.cursor_ms)
+        cursor_ms = job.row.cursor_ms
+        # To find the next of 100,000 takes longer than a lease has left when its holder has died.
+        if job.serial and job.after_ms <= cursor_ms < (job.due_ms or -1):
+            return
+        self._place(job, job.entry, cursor_ms)
+
+    def _place(self, job: Job, entry: Entry, after_ms: int) -> None:
+        job.serial = next(self._serials)
+        job.after_ms, job.due_ms = after_ms, entry.next_ms(after_ms)
         if job.due_ms is not None:
             heapq.heappush(self._heap, (job.due_ms, job.serial, job.row.name))
         if len(self._heap) > 2 * len(self.jobs) + _MANY:
             self._heap = [item for item in self._heap if self._is_current(item)]
             heapq.heapify(self._heap)
 
-    def clear(self) -> None:
-        """Forget when anything is due; the jobs stay."""
-        self._heap.clear()
-        for job in self.jobs.values():
-            job.serial, job.due_ms = 0, None
+    def follow(self, done_ms: int) -> None:
+        """Pass over what another has dealt with, so that who takes over need not find it out then.
+
+        Args:
+            done_ms: Every tick up to here was dealt with, as epoch ms.
+        """
+        while (due_ms := self.next_ms()) is not None and due_ms <= done_ms:
+            job = self.jobs[heapq.heappop(self._heap)[2]]
+            if job.entry is not None:
+                self._place(job, job.entry, due_ms)
 
     def _is_current(self, item: tuple[int, int, str]) -> bool:
         job = self.jobs.get(item[2])
@@ -106,6 +120,7 @@ class Plan:
             due_ms = self.next_ms()
             if due_ms is None or due_ms > now_ms:
                 break
-            name = heapq.heappop(self._heap)[2]
-            found.append(self.jobs[name])
+            job = self.jobs[heapq.heappop(self._heap)[2]]
+            job.serial = 0
+            found.append(job)
         return found

@@ -171,7 +171,7 @@ class Scheduler:
         beat = self._lease.beat(self._done_ms())
         self._beat_due_s = clock.monotonic_s() + self._lease.beat_s
         self._time.set(beat.now_ms)
-        self._seen_ms = max(self._seen_ms, beat.done_ms)
+        self._seen_ms = max(self._seen_ms, min(beat.done_ms, self._time.now_ms()))
         if self._lease.emptied:
             self._version = 0
             if beat.token:
@@ -185,6 +185,8 @@ class Scheduler:
             self._refresh()
         if self._leading:
             self._send_queued()
+        else:
+            self._plan.follow(self._seen_ms)
         if not self._unsent:
             self.trouble = ""
 
@@ -216,7 +218,6 @@ class Scheduler:
         self._leading = False
         # Their claims stay open: the next leader looks after them.
         self._take_back()
-        self._plan.clear()
 
     def _refresh(self) -> None:
         """Read what changed; all of it at first."""
@@ -237,8 +238,7 @@ class Scheduler:
             job = self._plan.put(row, trusted=whole)
             if job is not None:
                 self._examine(job)
-                if self._leading:
-                    self._plan.schedule(job)
+                self._plan.schedule(job)
         if mend and self._leading:
             self._store.restore(mend, [])
         self._version = version

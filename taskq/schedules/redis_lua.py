@@ -24,7 +24,9 @@ KEYS: Final = (
     "done",
 )
 
-# A state that a hand has broken counts as new, from the moment that is given.
+# What a hand may have broken: a state counts as new, from the moment that is given; a counter goes
+# on from the seconds since 1970, which are above all that it has counted; a lease that would never
+# end is free.
 _HEAD: Final = """
 local DEF, STATE, PAUSE, CLAIM, DECLARED, CHANGES = unpack(KEYS, 1, 6)
 local VERSION, LEASE, TOKENS, EPOCH, DONE = unpack(KEYS, 7, 11)
@@ -37,10 +39,24 @@ local function read(name)
   local state = redis.call('HGET', STATE, name)
   local pattern = '^(%d+):(%d+):(%d+):(%d+):(%d+):(.*)$'
   local c, q, f, s, m, last = string.match(state or '', pattern)
-  if not c then
+  if not c or tonumber(c) > 253402300799999 or tonumber(q) > 253402300799999 then
     return nil
   end
   return {tonumber(c), tonumber(q), tonumber(f), tonumber(s), tonumber(m), last}
+end
+
+local function number(key)
+  local text = redis.call('GET', key) or '0'
+  if #text > 15 or not string.match(text, '^%d+$') then
+    text = redis.call('TIME')[1]
+    redis.call('SET', key, text)
+  end
+  return text
+end
+
+local function bump(key)
+  number(key)
+  return redis.call('INCR', key)
 end
 
 local function write(name, s)
@@ -49,7 +65,7 @@ local function write(name, s)
 end
 
 local function touch(name)
-  redis.call('ZADD', CHANGES, redis.call('INCR', VERSION), name)
+  redis.call('ZADD', CHANGES, bump(VERSION), name)
 end
 
 local function when(text)
@@ -96,11 +112,15 @@ def _script(body: str) -> Script:
 BEAT: Final = _script("""
 local holder, token = ARGV[1], ARGV[2]
 local lease = redis.call('GET', LEASE)
+local left = redis.call('PTTL', LEASE)
+if left < 0 or left > 3600000 then
+  lease = false
+end
 local mine = token ~= '0' and lease == token .. ' ' .. holder
 if mine then
   redis.call('PEXPIRE', LEASE, ARGV[3])
 elseif not lease and ARGV[4] == '1' then
-  token = int(redis.call('INCR', TOKENS))
+  token = int(bump(TOKENS))
   lease = token .. ' ' .. holder
   redis.call('SET', LEASE, lease, 'PX', ARGV[3])
   mine = true
@@ -109,9 +129,10 @@ local time = redis.call('TIME')
 if mine and not redis.call('GET', EPOCH) then
   redis.call('SET', EPOCH, lease .. ' ' .. time[1] .. '.' .. time[2])
 end
-local version = redis.call('GET', VERSION) or '0'
+local version = number(VERSION)
 local epoch = redis.call('GET', EPOCH) or ''
-local done = tonumber(redis.call('GET', DONE) or '0') or 0
+local done = redis.call('GET', DONE) or ''
+done = #done <= 15 and string.match(done, '^%d+$') and tonumber(done) or 0
 if mine and tonumber(ARGV[5]) > done then
   done = tonumber(ARGV[5])
   redis.call('SET', DONE, int(done))
@@ -274,5 +295,5 @@ if since == 0 then
 else
   names = redis.call('ZRANGEBYSCORE', CHANGES, '(' .. ARGV[1], '+inf')
 end
-return {redis.call('GET', VERSION) or '0', names}
+return {number(VERSION), names}
 """)

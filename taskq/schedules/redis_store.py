@@ -1,15 +1,29 @@
 """Schedules in Redis, beside the results; finality by scripts, as everywhere there."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import quote
 
+import redis
+
+from taskq.errors import ResultsUnavailable, TaskqError
 from taskq.results.redis import RedisResults
 from taskq.results.redis_scripts import Script
 from taskq.schedules import redis_lua
-from taskq.schedules.store import Beat, Claim, Declared, Mark, Row, ScheduleStore, Status
+from taskq.schedules.store import (
+    MOST_MS,
+    Beat,
+    Claim,
+    Declared,
+    Mark,
+    Row,
+    ScheduleStore,
+    Status,
+)
 
 _PART: Final = 1000
+_STATE: Final = re.compile(r"([0-9]{1,15}):" * 5 + "(.*)", re.DOTALL)
 Item = TypeVar("Item")
 
 
@@ -22,6 +36,14 @@ class _Link(RedisResults):
 
     def script(self, script: Script, keys: list[str], *arguments: Any) -> Any:
         return self._run(script, lambda again: [(keys, list(arguments))])[0]
+
+    def _named(self, error: redis.RedisError) -> TaskqError:
+        if str(error).startswith("WRONGTYPE"):
+            return ResultsUnavailable(
+                f"a key of the schedules at {self.url} holds another kind of value than taskq put "
+                f"there; look at {self.first_part}:schedules:* with TYPE, mend or delete it"
+            )
+        return super()._named(error)
 
     def commands(self, requests: Sequence[tuple[Any, ...]]) -> list[Any]:
         return self._call(lambda again: requests)
@@ -161,11 +183,11 @@ def _state(row: Row) -> str:
 
 
 def _row(name: str, text: str, paused: str, state: str) -> Row:
-    parts = state.split(":", 5)
-    numbers = [int(part) for part in parts[:5] if part.isascii() and part.isdecimal()]
-    if len(parts) != 6 or len(numbers) != 5:
+    found = _STATE.fullmatch(state)
+    if found is None or int(found[1]) > MOST_MS or int(found[2]) > MOST_MS:
         return Row(name, text, paused, cursor_ms=-1)
-    return Row._make((name, text, paused, *numbers, parts[5]))
+    *numbers, last_id = found.groups()
+    return Row._make((name, text, paused, *map(int, numbers), last_id))
 
 
 def _parts(items: Sequence[Item]) -> Iterator[Sequence[Item]]:

@@ -11,7 +11,17 @@ from taskq.embedded.database import open_database
 from taskq.embedded.faults import Trouble
 from taskq.embedded.location import parse_location
 from taskq.errors import ResultsUnavailable
-from taskq.schedules.store import Beat, Claim, Declared, Mark, Row, ScheduleStore, Status
+from taskq.schedules.store import (
+    MOST_MS,
+    Beat,
+    Claim,
+    Declared,
+    Mark,
+    Row,
+    ScheduleStore,
+    Status,
+    settled,
+)
 
 _TABLES: Final = (
     """
@@ -99,12 +109,13 @@ class SqliteSchedules(ScheduleStore):
 
     def _touch(self, connection: sqlite3.Connection) -> int:
         """Return a new version."""
-        (version,) = connection.execute(
-            "INSERT INTO schedule_leaders (app, version) VALUES (?, 1) "
-            "ON CONFLICT (app) DO UPDATE SET version = version + 1 RETURNING version",
-            (self._app,),
-        ).fetchall()[0]
-        return int(version)
+        version = self._leader(connection)[3] + 1
+        connection.execute(
+            "INSERT INTO schedule_leaders (app, version) VALUES (?, ?) "
+            "ON CONFLICT (app) DO UPDATE SET version = excluded.version",
+            (self._app, version),
+        )
+        return version
 
     def _leader(self, connection: sqlite3.Connection) -> tuple[str, int, int, int, str, int]:
         row = connection.execute(
@@ -112,7 +123,19 @@ class SqliteSchedules(ScheduleStore):
             "WHERE app = ?",
             (self._app,),
         ).fetchone()
-        return row or ("", 0, 0, 0, "", 0)
+        if row is None:
+            return "", 0, 0, 0, "", 0
+        holder, token, ends_ms, version, epoch, done_ms = row
+        if not _is_count(token) or not _is_count(version):
+            # A hand has broken them. They go on above all that they have counted.
+            token = version = clock.now_ms() // 1000
+            connection.execute(
+                "UPDATE schedule_leaders SET holder = '', token = ?, version = ? WHERE app = ?",
+                (token, version, self._app),
+            )
+            holder = ""
+        ends_ms, done_ms = (value if _is_count(value) else 0 for value in (ends_ms, done_ms))
+        return str(holder), token, ends_ms, version, str(epoch), done_ms
 
     def beat(self, holder: str, token: int, ttl_ms: int, *, take: bool, done_ms: int = 0) -> Beat:
         """Renew or take the lease; see `ScheduleStore`."""
@@ -152,9 +175,9 @@ class SqliteSchedules(ScheduleStore):
                 connection.execute(
                     "DELETE FROM schedules WHERE app = ? AND text = ''", (self._app,)
                 )
+            newer = "AND version > ?" if since else "AND ? = 0"
             found = connection.execute(
-                f"SELECT {_COLUMNS} FROM schedules WHERE app = ? AND version > ?",
-                (self._app, since),
+                f"SELECT {_COLUMNS} FROM schedules WHERE app = ? {newer}", (self._app, since)
             ).fetchall()
             return self._leader(connection)[3], [_row(values) for values in found]
 
@@ -316,7 +339,7 @@ class SqliteSchedules(ScheduleStore):
                 ended = self._end_claims(connection, mark)
                 row = self._one(connection, mark.name)
                 if row is not None:
-                    self._write(connection, _after(row, mark, ended))
+                    self._write(connection, settled(row, mark, ended))
 
     def _end_claims(self, connection: sqlite3.Connection, mark: Mark) -> bool:
         statement = "DELETE FROM schedule_claims WHERE app = ? AND id = ?"
@@ -348,29 +371,17 @@ def _make_tables(connection: sqlite3.Connection) -> None:
         )
 
 
-def _after(row: Row, mark: Mark, ended: bool) -> Row:
-    """Return a row after what became of a tick; the scripts of Redis do the same."""
-    fresh = mark.due_ms > row.cursor_ms
-    waited = mark.due_ms == row.queued_ms
-    if mark.fired:
-        if ended or fresh:
-            row = row._replace(fired=row.fired + 1, last_id=mark.fired)
-        if waited:
-            row = row._replace(queued_ms=0)
-    if fresh:
-        return row._replace(
-            cursor_ms=mark.due_ms,
-            skipped=row.skipped + mark.skipped,
-            missed=row.missed + mark.missed,
-            queued_ms=mark.due_ms if mark.queued else row.queued_ms,
-        )
-    if waited and mark.skipped:
-        return row._replace(skipped=row.skipped + mark.skipped, queued_ms=0)
-    return row
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value <= MOST_MS
+
+
+def _text(value: Any) -> str:
+    # A hand may have stored a blob, as sqlite3's readfile() does.
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _row(values: Sequence[Any]) -> Row:
-    numbers = values[3:8]
-    if not all(isinstance(number, int) and number >= 0 for number in numbers):
-        return Row(str(values[0]), str(values[1]), str(values[2]), cursor_ms=-1)
-    return Row._make(values)
+    name, text, paused = map(_text, values[:3])
+    if not all(map(_is_count, values[3:8])):
+        return Row(name, text, paused, cursor_ms=-1)
+    return Row._make((name, text, paused, *values[3:8], _text(values[8])))

@@ -20,6 +20,9 @@ _DRIVERS: Final = {
     "memory": ("taskq.schedules.sqlite_store", "SqliteSchedules"),
 }
 
+MOST_MS: Final = 253_402_300_799_999
+"""The end of the year 9999, and of the calendar: a later moment in a store is a hand's mistake."""
+
 Status = Literal["fresh", "open", "done"]
 """Of a claim: nobody had it; it was claimed but never settled; it was settled."""
 
@@ -216,6 +219,33 @@ class ScheduleStore(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close connections; may be called twice."""
+
+
+def settled(row: Row, mark: Mark, ended: bool) -> Row:
+    """Return a row after what became of a tick; the scripts of Redis do the same.
+
+    Args:
+        row: The row before.
+        mark: What became of it.
+        ended: Whether its claim was still open.
+    """
+    fresh = mark.due_ms > row.cursor_ms
+    waited = mark.due_ms == row.queued_ms
+    if mark.fired:
+        if ended or fresh:
+            row = row._replace(fired=row.fired + 1, last_id=mark.fired)
+        if waited:
+            row = row._replace(queued_ms=0)
+    if fresh:
+        return row._replace(
+            cursor_ms=mark.due_ms,
+            skipped=row.skipped + mark.skipped,
+            missed=row.missed + mark.missed,
+            queued_ms=mark.due_ms if mark.queued else row.queued_ms,
+        )
+    if waited and mark.skipped:
+        return row._replace(skipped=row.skipped + mark.skipped, queued_ms=0)
+    return row
 
 
 def open_schedules(url: str, app: str, timeout_s: float) -> ScheduleStore:

@@ -29,8 +29,8 @@ from taskq.schedules.entry import tick_id
 
 LONG = os.environ.get("LONG") == "1"
 SEED = int(os.environ.get("SEED", "0")) or random.randrange(10**6)
-LEASE_S = 4.0 if LONG else 1.0
-SPEED = 30.0 if LONG else 600.0
+LEASE_S = 10.0 if LONG else 1.0
+SPEED = 20.0 if LONG else 600.0
 MINUTES = 200
 SLACK_S = 0.5 if LONG else 60.0
 """For what is no lease: the machine, with a dozen processes of the test on it."""

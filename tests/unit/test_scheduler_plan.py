@@ -1,16 +1,18 @@
 """Which ticks are sent and which are missed, and the order of any number of schedules."""
 
 import random
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskq import crontab, every, once
 from taskq.scheduler.plan import Plan
 from taskq.scheduler.policy import MOST, sort_ticks
 from taskq.schedules.entry import Entry, tick_id
+from taskq.schedules.interval import Every
 from taskq.schedules.store import Row
 
 MINUTE_MS = 60_000
@@ -77,6 +79,7 @@ def test_a_turn_is_bounded() -> None:
     assert len(found.send) == MOST
 
 
+@settings(deadline=None)
 @given(
     cursor=st.integers(0, 2000),
     away=st.integers(0, 2000),
@@ -125,6 +128,55 @@ def test_jobs_come_in_the_order_in_which_they_are_due() -> None:
 
     assert seen == sorted(seen)
     assert len(seen) > 1000
+
+
+class Counted(Every):
+    """Counts how often it is asked."""
+
+    asked = 0
+
+    def next_ms(self, after_ms: int) -> int | None:
+        Counted.asked += 1
+        return super().next_ms(after_ms)
+
+
+def test_who_takes_over_need_not_find_out_what_is_due() -> None:
+    """For 100,000 schedules that takes longer than what is left of a lease when its holder dies."""
+    plan = Plan()
+    for number in range(100):
+        job = plan.put(row(f"s{number}"), trusted=True)
+        assert job is not None
+        assert job.entry is not None
+        job.entry = replace(job.entry, schedule=Counted(60_000))
+        plan.schedule(job)
+    before = Counted.asked
+    # Another leads: it has sent three ticks of each, and says so.
+    plan.follow(3 * MINUTE_MS + 5)
+    assert Counted.asked == before + 300
+
+    for number in range(100):
+        job = plan.put(row(f"s{number}")._replace(cursor_ms=3 * MINUTE_MS), trusted=True)
+        assert job is not None
+        plan.schedule(job)
+
+    assert Counted.asked == before + 300
+    assert plan.next_ms() == 4 * MINUTE_MS
+    assert len(plan.take_due(4 * MINUTE_MS, 1000)) == 100
+
+
+def test_what_another_has_not_dealt_with_is_due_though_it_was_passed_over() -> None:
+    """The store's cursor decides, and not what somebody said of it."""
+    plan = Plan()
+    job = plan.put(row("a"), trusted=True)
+    assert job is not None
+    plan.schedule(job)
+    plan.follow(3 * MINUTE_MS + 5)
+
+    job = plan.put(row("a")._replace(cursor_ms=MINUTE_MS), trusted=True)
+    assert job is not None
+    plan.schedule(job)
+
+    assert plan.next_ms() == 2 * MINUTE_MS
 
 
 def test_what_is_removed_paused_or_finished_is_never_due() -> None:
