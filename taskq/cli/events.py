@@ -32,7 +32,7 @@ def _moment(time_us: int) -> str:
 def _facts(event: Event) -> str:
     data = event.data
     facts = []
-    for name in ("task", "queue", "attempt", "worker", "schedule", "reason", "parent_id"):
+    for name in ("task", "queue", "attempt", "worker", "schedule", "count", "reason", "parent_id"):
         if name in data:
             facts.append(f"{name}={data[name]}")
     if "runtime_us" in data:

@@ -4,14 +4,18 @@ import contextlib
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from cli_user import TIMEOUT_S, User, until
 from processes import free_port
+
+from taskq import clock
+from taskq.schedules.store import open_schedules
 
 FIELDS = {
     "name", "state", "trouble", "task", "args", "kwargs", "catch_up", "max_age_s", "overlap",
@@ -107,6 +111,81 @@ def fetch(port: int, path: str) -> tuple[int, str]:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("servers", ["embedded", "rabbitmq"])
+def test_what_became_of_ticks_is_seen_in_the_tail(
+    user: User, servers: str, request: pytest.FixtureRequest
+) -> None:
+    """Fired, skipped and missed ones, as they happen, by schedule and reason."""
+    if servers == "rabbitmq":
+        user.variables["TASKQ_BROKER"] = request.getfixturevalue("rabbitmq_url")
+        user.variables["TASKQ_RESULTS"] = request.getfixturevalue("redis_url")
+    with (user.directory / "timed.py").open("a") as stream:
+        stream.write('app.schedules.add("piling", add, every(0.5), (1, 2), overlap="skip")\n')
+    tail = ("events", "tail", "--count", "1", "--type")
+    with scheduler(user):
+        until(lambda: "piling" in listed(user), "the deploy", TIMEOUT_S)
+        fired = user.run(*tail, "schedule.fired", "--json").json()
+        # No worker runs, so the first run never ends.
+        skipped = user.run(*tail, "schedule.skipped").stdout
+
+    assert fired["type"] == "io.taskq.schedule.fired"
+    assert fired["data"]["schedule"] in ("often", "piling")
+    assert fired["data"]["due_ms"] % 500 == 0
+    state = user.run("result", fired["data"]["task_id"], "--json").json()["state"]
+    assert state == "PENDING", "the tick's task"
+    assert "schedule=piling" in skipped
+    assert "reason=the run before has not ended" in skipped
+
+    out, log = user.directory / "tail.out", user.directory / "scheduler.log"
+    with out.open("w") as stream:
+        watch = subprocess.Popen(
+            [sys.executable, "-m", "taskq", *tail, "schedule.missed"],
+            cwd=user.directory,
+            env=user.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+        )
+    try:
+        # Until the tail is there: an event is told once.
+        for _ in range(10):
+            if watch.poll() is None:
+                make_late(user, "often", 100)
+                leads = log.read_text().count("leading token=")
+                with scheduler(user):
+                    until(
+                        lambda leads=leads: log.read_text().count("leading token=") > leads,
+                        "a leader",
+                        TIMEOUT_S,
+                    )
+                    wait_for(lambda: watch.poll() is not None, 6)
+    finally:
+        watch.kill()
+        watch.wait()
+    assert "schedule=often" in out.read_text()
+    assert "count=" in out.read_text()
+
+
+def make_late(user: User, name: str, by_s: float) -> None:
+    """Let a schedule have been dealt with so long ago, as if no scheduler had run since."""
+    env = user.environment()
+    url = env.get("TASKQ_RESULTS") or f"sqlite:///{user.directory}/taskq.db"
+    store = open_schedules(url, "shop", 30)
+    try:
+        (row,) = store.rows([name])
+        assert row is not None
+        store.remove(name)
+        store.restore([row._replace(cursor_ms=clock.now_ms() - round(by_s * 1000))], [name])
+    finally:
+        store.close()
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def test_a_preview_says_when_in_words(user: User) -> None:
