@@ -6,6 +6,7 @@ import click
 
 from taskq.app import TaskQ
 from taskq.cli.errors import Failure
+from taskq.cli.framework import several
 from taskq.cli.output import progress
 from taskq.cli.values import SINCE
 from taskq.dead import Chosen, DeadLetters, Filter, Journals, same_id
@@ -14,44 +15,38 @@ from taskq.resend import REASONS
 Decorated = TypeVar("Decorated", bound=Any)
 
 
-def choosing(command: Decorated) -> Decorated:
-    """Add what says which letters."""
-    options = (
-        click.argument("ids", metavar="[ID]...", nargs=-1),
-        click.option("--task", default="", metavar="NAME", help="Of this task; * and ? match."),
-        click.option("--queue", default="", metavar="NAME", help="That came from this queue."),
-        click.option(
-            "--reason", type=click.Choice(REASONS), metavar="REASON", help="Dead for this."
-        ),
-        click.option(
-            "--since",
-            "since_ms",
-            default=0,
-            type=SINCE,
-            metavar="WHEN",
-            help="Dead since then: 30m, 12h, 7d ago, or a date.",
-        ),
-        click.option(
-            "--before",
-            "before_ms",
-            default=0,
-            type=SINCE,
-            metavar="WHEN",
-            help="Dead before then: 30m, 12h, 7d ago, or a date.",
-        ),
-        click.option("--exception", default="", metavar="TYPE", help="With this exception type."),
-        click.option("--fingerprint", default="", metavar="HEX", help="With this fingerprint."),
-        click.option(
-            "--attempts",
-            default=0,
-            type=click.IntRange(0),
-            metavar="N",
-            help="Started at least N times.",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+choosing = several(
+    click.argument("ids", metavar="[ID]...", nargs=-1),
+    click.option("--task", default="", metavar="NAME", help="Of this task; * and ? match."),
+    click.option("--queue", default="", metavar="NAME", help="That came from this queue."),
+    click.option("--reason", type=click.Choice(REASONS), metavar="REASON", help="Dead for this."),
+    click.option(
+        "--since",
+        "since_ms",
+        default=0,
+        type=SINCE,
+        metavar="WHEN",
+        help="Dead since then: 30m, 12h, 7d ago, or a date.",
+    ),
+    click.option(
+        "--before",
+        "before_ms",
+        default=0,
+        type=SINCE,
+        metavar="WHEN",
+        help="Dead before then: 30m, 12h, 7d ago, or a date.",
+    ),
+    click.option("--exception", default="", metavar="TYPE", help="With this exception type."),
+    click.option("--fingerprint", default="", metavar="HEX", help="With this fingerprint."),
+    click.option(
+        "--attempts",
+        default=0,
+        type=click.IntRange(0),
+        metavar="N",
+        help="Started at least N times.",
+    ),
+)
+"""Adds what says which letters."""
 
 
 def all_option(command: Decorated) -> Decorated:

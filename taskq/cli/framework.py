@@ -75,6 +75,21 @@ class Group(click.Group):
         self.params += _common_options()
 
 
+def several(*options: Callable[[Any], Any]) -> Callable[[Decorated], Decorated]:
+    """Return one decorator for options that several commands share, in their order."""
+
+    def decorate(command: Decorated) -> Decorated:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+why_option = click.option("--why", default="", metavar="TEXT", help="Reason, shown with the pause.")
+"""Of everything that can be paused: queues, tasks, schedules."""
+
+
 def json_option(command: Decorated) -> Decorated:
     """Add `--json` as the argument `as_json`."""
     option = click.option("--json", "as_json", is_flag=True, help="Print only JSON on stdout.")

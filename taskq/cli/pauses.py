@@ -10,7 +10,7 @@ import click
 from taskq import clock
 from taskq.app import TaskQ
 from taskq.cli.errors import EX_FAILURE, Failure
-from taskq.cli.framework import Command, Group, json_option, opened_app
+from taskq.cli.framework import Command, Group, json_option, opened_app, several, why_option
 from taskq.cli.output import say, suggestion, table, write_json
 from taskq.cli.values import MOMENT, SPAN
 from taskq.errors import TaskqError
@@ -68,20 +68,13 @@ def ask_workers(app: TaskQ, command: str) -> list[dict[str, Any]]:
         return []
 
 
-def _pause_options(command: Any) -> Any:
-    for option in reversed(
-        (
-            click.option(
-                "--for", "for_s", type=SPAN, metavar="S", help="Resume by itself after this."
-            ),
-            click.option("--until", type=MOMENT, metavar="DATE", help="Resume by itself then."),
-            click.option("--why", default="", metavar="TEXT", help="Reason, shown with the pause."),
-            click.option("--by", metavar="NAME", help="Who pauses; user@host by default."),
-            click.option("--force", is_flag=True, help="Also a name that nothing knows."),
-        )
-    ):
-        command = option(command)
-    return command
+_pause_options = several(
+    click.option("--for", "for_s", type=SPAN, metavar="S", help="Resume by itself after this."),
+    click.option("--until", type=MOMENT, metavar="DATE", help="Resume by itself then."),
+    why_option,
+    click.option("--by", metavar="NAME", help="Who pauses; user@host by default."),
+    click.option("--force", is_flag=True, help="Also a name that nothing knows."),
+)
 
 
 def _refuse_unknown(kind: Kind, names: Sequence[str], known: Iterable[str], force: bool) -> None:
@@ -120,6 +113,7 @@ def _pause(
     kind: Kind,
     names: Sequence[str],
     known: Callable[[TaskQ], Iterable[str]],
+    *,
     force: bool,
     as_json: bool,
     **options: Any,
@@ -159,22 +153,13 @@ def _resume(kind: Kind, names: Sequence[str], as_json: bool) -> int:
 @click.argument("names", metavar=NAMES["queue"], nargs=-1, required=True)
 @_pause_options
 @json_option
-def pause(
-    names: tuple[str, ...],
-    for_s: float | None,
-    until: datetime | None,
-    why: str,
-    by: str | None,
-    force: bool,
-    as_json: bool,
-) -> None:
+def pause(names: tuple[str, ...], **options: Any) -> None:
     """Pause queues: no worker starts anything of them until they are resumed.
 
     It holds for all workers, those that start later included, within a second. What runs goes on,
     what waits in workers goes back to its queue, and sending goes on. Needs a results store.
     """
-    options = {"for_s": for_s, "until": until, "why": why, "by": by}
-    _pause("queue", names, lambda app: _queues_of(app, names), force, as_json, **options)
+    _pause("queue", names, lambda app: _queues_of(app, names), **options)
 
 
 @click.command(cls=Command, examples="taskq queues resume mail")
@@ -317,22 +302,13 @@ def _task_rows(app: TaskQ) -> list[dict[str, Any]]:
 @click.argument("names", metavar=NAMES["task"], nargs=-1, required=True)
 @_pause_options
 @json_option
-def pause_tasks(
-    names: tuple[str, ...],
-    for_s: float | None,
-    until: datetime | None,
-    why: str,
-    by: str | None,
-    force: bool,
-    as_json: bool,
-) -> None:
+def pause_tasks(names: tuple[str, ...], **options: Any) -> None:
     """Pause tasks by name, whatever their queue: their messages wait without an attempt spent.
 
     It holds for all workers within a second. What runs goes on, and sending goes on. Needs a
     results store.
     """
-    options = {"for_s": for_s, "until": until, "why": why, "by": by}
-    _pause("task", names, _tasks_of, force, as_json, **options)
+    _pause("task", names, _tasks_of, **options)
 
 
 @tasks.command(name="resume", examples="taskq tasks resume mail.send")

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taskq import clock
-from taskq.cli.framework import Group, app_place, confirm, json_option, opened_app, yes_option
+from taskq.cli.framework import (
+    Group,
+    app_place,
+    confirm,
+    json_option,
+    opened_app,
+    several,
+    why_option,
+    yes_option,
+)
 from taskq.cli.output import say, table, write_json
 from taskq.cli.values import JSON_LIST, JSON_MAP, MOMENT, SPAN
 from taskq.errors import ConfigError
@@ -22,7 +31,7 @@ if TYPE_CHECKING:
 
 
 _FIELDS = ("task", "args", "kwargs", "catch_up", "max_age_s", "overlap", "max_runs", "source")
-_WHEN = (
+_when_options = several(
     click.option("--crontab", "expression", metavar="FIELDS", help="Five fields, or six."),
     click.option("--tz", default="UTC", metavar="ZONE", help="Of --crontab; UTC by default."),
     click.option("--every", "interval_s", type=SPAN, metavar="S", help="Such as 30, 15m, 1d."),
@@ -102,12 +111,6 @@ def _iso(moment: datetime | None) -> str | None:
     return None if moment is None else moment.isoformat()
 
 
-def _when_options(command: Any) -> Any:
-    for option in reversed(_WHEN):
-        command = option(command)
-    return command
-
-
 def _schedule(
     expression: str | None,
     tz: str,
@@ -182,7 +185,7 @@ def add(
 
 @schedules.command(examples="taskq schedules pause -A shop:app nightly --why 'warehouse is down'")
 @click.argument("name")
-@click.option("--why", default="", help="Shown by ls.")
+@why_option
 @json_option
 def pause(name: str, why: str, as_json: bool) -> None:
     """Let a schedule rest until it is resumed, across restarts and deploys."""
