@@ -1,8 +1,12 @@
 """Dropping duplicates and seeing gaps by one number for each source."""
 
 from collections.abc import Iterable
+from typing import Final
 
 from taskq.events.schema import Event
+
+MAX_SOURCES: Final = 100_000
+"""Of more sources the one that was silent longest is forgotten: each short-lived program is one."""
 
 
 class Watermark:
@@ -10,7 +14,7 @@ class Watermark:
 
     Correct where the events of a source arrive in order, as they do when one consumer at a time
     reads the queue: a repeated part begins at or below the mark. The memory it takes depends on the
-    number of sources, not of events.
+    number of sources, not of events, and is bounded (`MAX_SOURCES`).
 
     Attributes:
         seen: {source: highest sequence}.
@@ -42,6 +46,8 @@ class Watermark:
         # Put last, so that the order of the map is that of the last signs of life.
         self.seen.pop(source, None)
         self.seen[source] = sequence
+        if len(self.seen) > MAX_SOURCES:
+            del self.seen[next(iter(self.seen))]
         return True
 
     def fresh(self, events: Iterable[Event], *, contiguous: bool = True) -> list[Event]:

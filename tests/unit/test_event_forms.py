@@ -11,7 +11,7 @@ import msgpack
 import pytest
 
 from taskq.errors import DecodeError
-from taskq.events import Event, Watermark, read_batch, read_cloudevent, to_cloudevent
+from taskq.events import Event, Watermark, read_batch, read_cloudevent, to_cloudevent, watermark
 from taskq.events import bus as bus_module
 from taskq.events.bus import Recorder
 from taskq.events.redact import redacted
@@ -218,6 +218,18 @@ def test_the_watermark_drops_duplicates_and_counts_gaps() -> None:
 
     assert kept == [("a", 1), ("a", 2), ("b", 7), ("a", 3), ("b", 10)]
     assert (mark.duplicates, mark.gaps) == (3, 2)
+
+
+def test_the_watermark_forgets_who_was_silent_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run of a script is a source: a bridge that keeps all of a year runs out of memory."""
+    monkeypatch.setattr(watermark, "MAX_SOURCES", 3)
+    mark = Watermark()
+
+    for source in ("a", "b", "c", "a", "d"):
+        mark.new(source, mark.seen.get(source, 0) + 1)
+
+    assert mark.seen == {"c": 1, "a": 2, "d": 1}
+    assert not mark.new("a", 2)
 
 
 def test_secrets_are_masked_at_any_depth() -> None:
