@@ -27,8 +27,8 @@ from taskq.worker.settle import Settler
 if TYPE_CHECKING:
     from taskq.worker.hub import Hub
 
-HEARTBEAT_S: Final = 10.0
-"""How often a worker says that it is there, in seconds."""
+HEARTBEAT_S: Final = 30.0
+"""How often a worker says that it is there, in seconds; each is a batch of the embedded log."""
 _TYPES: Final = {
     outcome.SUCCESS: "task.succeeded",
     outcome.FAILURE: "task.failed",
