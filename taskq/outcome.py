@@ -1,8 +1,8 @@
 """How a task can stand, and exceptions as data."""
 
-import traceback
 from typing import Any, Final
 
+from taskq import tracebacks
 from taskq.errors import RemoteError
 
 PENDING: Final = "PENDING"
@@ -37,7 +37,7 @@ def describe(error: BaseException, *, skip_frames: int = 0) -> RemoteError:
             break
         tb = tb.tb_next
     try:
-        text = "".join(traceback.format_exception(type(error), error, tb))
+        text = tracebacks.render(error, tb)
     # A user's __str__ or __repr__ may itself raise while the traceback is rendered.
     except Exception:
         text = f"{type(error).__qualname__} (its traceback could not be rendered)\n"

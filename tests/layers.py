@@ -1,7 +1,7 @@
 """Which module of taskq may import which: the table behind the rule on layers."""
 
 ROWS: dict[str, int] = {
-    **dict.fromkeys(("errors", "clock", "_version"), 0),
+    **dict.fromkeys(("errors", "clock", "tracebacks", "_version"), 0),
     **dict.fromkeys(("config", "codecs", "message", "body", "envelope"), 1),
     **dict.fromkeys(("flow", "flow.spec", "flow.keys", "flow.asks", "flow.rules"), 1),
     **dict.fromkeys(("flow.returns", "flow.declared", "flow.once"), 1),

@@ -5,6 +5,7 @@ The process that imports the app sends this over once; no user code ever runs in
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from taskq.app import TaskQ
@@ -57,8 +58,13 @@ class TaskInfo:
 
     def delay_s(self, attempt: int) -> float:
         """Return the wait after the given failed attempt (from 1), in seconds."""
-        base_s, factor, cap_s, jitter = self.backoff
-        return RetryPolicy(base_s, factor, cap_s, jitter).delay_s(attempt)
+        return _policy(*self.backoff).delay_s(attempt)
+
+
+@lru_cache(maxsize=256)
+def _policy(base_s: float, factor: float, cap_s: float, jitter: Jitter) -> RetryPolicy:
+    """Return a policy; its values were checked when the task was declared."""
+    return RetryPolicy(base_s, factor, cap_s, jitter)
 
 
 def task_info(spec: TaskSpec, settings: Settings, route: str = "") -> TaskInfo:
