@@ -1,189 +1,111 @@
 """Compares taskq with Celery, Dramatiq, TaskIQ and Huey, interleaved in one run on this machine.
 
-    python benchmarks/compare.py --peers VENV [--cases on,idle] [--rounds 3] [--json FILE]
+    python benchmarks/compare.py --peers VENV [--cases on,idle] [--minutes 11] [--json FILE]
 
-A measurement whose tasks did not all execute is void, shown as such, and counts for nothing.
+A measurement whose tasks did not all execute is void, shown as such, and counts for nothing. Cases
+run in order of worth until the minutes are over; what there was no time for is named at the end.
 """
 
 import argparse
 import json
-import platform
-import statistics
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cases import CASES, coroutines, later
+from report import machine, tables, usual_per_s
 from stage import Servers, Stage, Void
 from systems import SYSTEMS, System
-from tree import cpu_s, pids_below, pss_mb
 
-Measured = dict[str, float]
+Row = dict[str, Any]
 _QUICK = 5
 
 
-def _drain(processes: int, task: str = "noop") -> Callable[[Stage, float], Measured]:
-    def case(stage: Stage, scale: float) -> Measured:
-        count = _count(stage, scale)
-        fill = stage.send("fill", task, count)
-        return {**stage.drain(count, processes), "fill_per_s": fill["per_s"]}
-
-    return case
-
-
-def _count(stage: Stage, scale: float) -> int:
-    """Return how many tasks make a run of some seconds for this system."""
-    fast = 60_000 if stage.system.broker != "sqlite" else 30_000
-    return round((fast if stage.system.own else 3_000) * scale)
-
-
-def _payload(size: int, share: float) -> Callable[[Stage, float], Measured]:
-    def case(stage: Stage, scale: float) -> Measured:
-        count = max(50, round(_count(stage, scale) * share))
-        stage.send("fill", count=count, size=size)
-        measured: Measured = stage.drain(count)
-        return measured
-
-    return case
-
-
-def _fail_once(stage: Stage, scale: float) -> Measured:
-    count = round(_count(stage, scale) / 4)
-    stage.send("fill", "fail_once", count)
-    measured: Measured = stage.drain(2 * count)
-    return measured
-
-
-def _threads(stage: Stage, scale: float) -> Measured:
-    count = round(6_000 * scale)
-    stage.send("fill", "io", count)
-    measured: Measured = stage.drain(count, at_once=100)
-    return measured
-
-
-def _coroutines(stage: Stage, scale: float) -> Measured:
-    count = round(6_000 * scale)
-    stage.send("fill", "aio", count)
-    measured: Measured = stage.drain(count, at_once=100, coroutines=True)
-    return measured
-
-
-def _round_trip(stage: Stage, scale: float) -> Measured:
-    with stage.worker():
-        measured: Measured = stage.send("round-trip", count=round(300 * scale))
-        return measured
-
-
-def _single(stage: Stage, scale: float) -> Measured:
-    measured: Measured = stage.send("single", count=round(500 * scale))
-    return measured
-
-
-def _idle(stage: Stage, scale: float) -> Measured:
-    with stage.worker() as process:
-        stage.send("round-trip", count=10)
-        time.sleep(2)
-        pids = pids_below(process.pid)
-        before_s, seconds = cpu_s(pids), max(2.0, 10 * scale)
-        time.sleep(seconds)
-        return {
-            "idle_percent": round((cpu_s(pids) - before_s) / seconds * 100, 2),
-            "memory_mb": round(pss_mb(pids), 1),
-        }
-
-
-def _sending_threads(stage: Stage, scale: float) -> Measured:
-    measured: Measured = stage.send("threads", count=round(2_000 * scale))
-    return measured
-
-
-@dataclass(frozen=True)
-class Case:
-    """One case.
-
-    Attributes:
-        run: What is done on a stage, scaled.
-        results: Whether results are kept.
-        own: Whether only taskq has it.
-        env: Further environment of worker and senders.
-    """
-
-    run: Callable[[Stage, float], Measured]
-    results: bool = True
-    own: bool = False
-    env: dict[str, str] = field(default_factory=dict)
-
-
-CASES: dict[str, Case] = {
-    "no-ops, results off": Case(_drain(1), results=False),
-    "no-ops, results on": Case(_drain(1)),
-    "no-ops, results on, 2 processes": Case(_drain(2)),
-    "no-ops, results on, events off": Case(_drain(1), own=True, env={"BENCH_EVENTS": "off"}),
-    "no-ops with rate limit and slots": Case(_drain(1, "limited"), own=True),
-    "no-ops with all limits": Case(_drain(1, "all_limits"), own=True),
-    "1 KB argument, results on": Case(_payload(1_000, 0.5)),
-    "100 KB argument, results on": Case(_payload(100_000, 0.02)),
-    "every task fails once, results on": Case(_fail_once),
-    "10 ms in 100 threads": Case(_threads, results=False),
-    "10 ms in 100 coroutines": Case(_coroutines, results=False),
-    "round trip, idle": Case(_round_trip),
-    "idle worker": Case(_idle),
-    "one send": Case(_single, results=False),
-    "sends of 8 threads": Case(_sending_threads, results=False),
-}
-
-
 def measure(
-    case: str, system: System, servers: Servers, peers: Path, scale: float
-) -> Measured | None:
-    """Run one case on one system; None where it has no such thing or the run is void."""
+    case: str, system: System, servers: Servers, peers: Path, scale: float, rows: Sequence[Row]
+) -> dict[str, float] | None:
+    """Run one case of one system.
+
+    Args:
+        case: Its name.
+        system: Which system.
+        servers: Where it runs.
+        peers: Environment of the peers.
+        scale: How many tasks, relative to the usual.
+        rows: What was measured so far.
+
+    Returns:
+        What was measured, or None when it is void or the system has no such case.
+    """
     chosen = CASES[case]
     if chosen.own and not system.own:
         return None
-    if chosen.run is _coroutines and system.coroutines is None:
+    if chosen.run is coroutines and system.coroutines is None:
+        return None
+    if chosen.run is later and not system.delays:
+        return None
+    if case == "sends of 100 coroutines" and not system.sends_from_coroutines:
         return None
     try:
         stage = Stage(system, servers, peers, chosen.results, chosen.env)
+        stage.usual_per_s = usual_per_s(rows, system.name)
         return chosen.run(stage, scale)
     except Void as reason:
         print(f"void: {case}: {reason}", file=sys.stderr, flush=True)
         return None
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return the medians as Markdown, with the ratio of each system's CPU to taskq's."""
-    lines = []
-    for case in dict.fromkeys(row["case"] for row in rows):
-        lines += [f"\n### {case}\n"]
-        keys = list(dict.fromkeys(k for r in rows if r["case"] == case for k in r["measured"]))
-        lines.append("| system | " + " | ".join(keys) + " | CPU ratio |")
-        lines.append("|---" * (len(keys) + 2) + "|")
-        base: float | None = None
-        for system in dict.fromkeys(row["system"] for row in rows if row["case"] == case):
-            runs = [r["measured"] for r in rows if r["case"] == case and r["system"] == system]
-            cells = [_spread([run[key] for run in runs if key in run]) for key in keys]
-            cpu = [run["cpu_us"] for run in runs if "cpu_us" in run]
-            base = statistics.median(cpu) if cpu and base is None else base
-            ratio = f"{statistics.median(cpu) / base:.1f}" if cpu and base else ""
-            lines.append(f"| {system} | " + " | ".join(cells) + f" | {ratio} |")
-    return "\n".join(lines)
+def order(cases: Sequence[str], rounds: int) -> list[tuple[int, str]]:
+    """Return (round, case), the rounds of the repeated cases first: they are what is compared."""
+    steps = [
+        (number, case) for number in range(rounds) for case in cases if number < CASES[case].rounds
+    ]
+    return sorted(steps, key=lambda step: CASES[step[1]].rounds == 1)
 
 
-def _spread(values: list[float]) -> str:
-    if not values:
-        return ""
-    middle = statistics.median(values)
-    return f"{middle:g}" if len(values) == 1 else f"{middle:g} ({min(values):g}..{max(values):g})"
+def run(options: argparse.Namespace, cases: Sequence[str], systems: Sequence[System]) -> list[Row]:
+    """Measure until all is done or the time is over."""
+    rows: list[Row] = []
+    left_out: list[str] = []
+    ends_s = time.monotonic() + options.minutes * 60
+    took_s: dict[str, float] = {}
+    scale = 1 / _QUICK if options.quick else 1.0
+    steps = order(cases, 1 if options.quick else options.rounds)
+    with tempfile.TemporaryDirectory() as name, Servers(Path(name)) as servers:
+        for number, case in steps:
+            begun_s = time.monotonic()
+            if begun_s + took_s.get(case, 0) > ends_s:
+                left_out.append(f"{case} ({number + 1})")
+                continue
+            # Side by side: what slows the machine down for a minute slows all of them down.
+            for system in systems:
+                peers = options.peers or Path()
+                load = os.getloadavg()[0]
+                found = measure(case, system, servers, peers, scale, rows)
+                if found is not None:
+                    rows.append({"case": case, "system": system.name, "measured": found})
+                    told = "  ".join(f"{key}={value}" for key, value in found.items())
+                    print(f"{case} ({number + 1}): {system.name}: {told}  [load {load:.1f}]")
+                    sys.stdout.flush()
+            took_s[case] = time.monotonic() - begun_s
+    if left_out:
+        print(f"\nno time in {options.minutes:g} minutes for: {', '.join(left_out)}")
+        print("give them some: --minutes 60, or --cases NAME")
+    return rows
 
 
 def main() -> int:
     """Run the comparison and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers", type=Path, help="virtual environment of the peers")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="at most so many of each case")
+    parser.add_argument(
+        "--minutes", type=float, default=11, help="begin no case after so many; 11 by default"
+    )
     parser.add_argument("--quick", action="store_true", help="one round with a fifth of the tasks")
     parser.add_argument("--cases", default="", help="only cases whose names contain one of these")
     parser.add_argument(
@@ -195,27 +117,11 @@ def main() -> int:
     systems = [s for s in SYSTEMS if _wanted(s.name, options.systems) and (s.own or options.peers)]
     if not cases or not systems:
         parser.error("no case or system has such a name")
-    scale, rounds = (1 / _QUICK, 1) if options.quick else (1.0, options.rounds)
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as name, Servers(Path(name)) as servers:
-        for number in range(rounds):
-            for case in cases:
-                # Side by side: what slows the machine down for a minute slows all of them down.
-                for system in systems:
-                    found = measure(case, system, servers, options.peers or Path(), scale)
-                    if found is not None:
-                        rows.append({"case": case, "system": system.name, "measured": found})
-                        told = "  ".join(f"{key}={value}" for key, value in found.items())
-                        print(f"{number + 1}/{rounds} {case}: {system.name}: {told}", flush=True)
-    print(table(rows))
+    rows = run(options, cases, systems)
+    print(tables(rows))
     if options.json:
-        record = {
-            "at": time.strftime("%Y-%m-%d"),
-            "python": platform.python_version(),
-            "rows": rows,
-        }
         with options.json.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps({**machine(), "rows": rows}) + "\n")
     return 0
 
 

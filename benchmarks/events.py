@@ -228,37 +228,10 @@ def bridge(options: argparse.Namespace) -> int:
     return 0 if have == wanted else 1
 
 
-def recording_us(tasks: int = 5000, rounds: int = 30) -> float:
-    """Return the least CPU of a task for making its records and packing them, in microseconds."""
-    from taskq.brokers.base import Delivery
-    from taskq.envelope import Envelope
-    from taskq.message import Message
-    from taskq.worker.endings import Ending
-    from taskq.worker.held import Held
-    from taskq.worker.report import Report
-
-    report, best_s = Report("shop", "w1"), float("inf")
-    for _ in range(rounds):
-        batch = []
-        for tag in range(tasks):
-            message = Message("bench.noop", new_id(), b"")
-            held = Held(tag, Delivery(tag, "default", message), Envelope(), None)
-            held.received_us = time.time_ns() // 1000
-            batch.append((held, Ending("SUCCESS", runtime_us=50)))
-        start_s = time.process_time()
-        for at in range(0, tasks, 100):
-            report.ended(batch[at : at + 100])
-        while report.recorder.take() is not None:
-            pass
-        best_s = min(best_s, time.process_time() - start_s)
-    return best_s / tasks * 1e6
-
-
 def cost(options: argparse.Namespace) -> int:
     """Drain no-ops with events on, durable and off, in turns; CPU of the whole worker tree."""
     import run
 
-    tell("cost of recording", us_per_task=round(recording_us(), 2))
     spent: dict[str, list[float]] = {}
     with (
         tempfile.TemporaryDirectory(prefix="te") as name,

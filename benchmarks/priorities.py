@@ -12,12 +12,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
-from run import servers  # noqa: E402
+from stage import Servers  # noqa: E402
 
 from taskq import TaskQ  # noqa: E402
 
@@ -39,6 +41,17 @@ def low() -> None:
 def urgent() -> list[float]:
     """Return when it started and how many unimportant tasks had."""
     return [time.time(), os.path.getsize(os.environ["PRIORITY_LOG"])]
+
+
+@contextmanager
+def servers(backend: str, directory: Path) -> Iterator[dict[str, str]]:
+    """Yield the environment of a backend; its servers live as long as the block."""
+    if backend == "sqlite":
+        url = f"sqlite:///{directory}/bench.db"
+        yield {"TASKQ_BROKER": url, "TASKQ_RESULTS": url}
+        return
+    with Servers(directory) as started:
+        yield {"TASKQ_BROKER": started.url("rabbitmq"), "TASKQ_RESULTS": started.url("redis")}
 
 
 def measure(env: dict[str, str], log: Path, slots: int, count: int) -> list[tuple[float, int]]:

@@ -3,12 +3,13 @@
 import itertools
 import json
 import os
+import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -46,6 +47,11 @@ class Servers:
         self.rabbit.destroy()
         self.redis.destroy()
 
+    def spent_s(self) -> float:
+        """Return the CPU seconds of the servers so far."""
+        roots = [pid for pid in (self.rabbit.pid, self.redis.pid) if pid is not None]
+        return sum(cpu_s(pids_below(root)) for root in roots)
+
     def url(self, kind: str) -> str:
         """Return the URL of something empty: a vhost, a database, a file."""
         if kind == "rabbitmq":
@@ -63,6 +69,7 @@ class Stage:
     Attributes:
         system: Which.
         results: Whether it keeps results.
+        usual_per_s: What it runs in a second when there is nothing else to do; 0 when unknown.
     """
 
     def __init__(
@@ -75,6 +82,8 @@ class Stage:
     ) -> None:
         self.system = system
         self.results = results
+        self._servers = servers
+        self.usual_per_s = 0
         self._python = sys.executable if system.own else str(peers / "bin/python")
         self._counts = Path(tempfile.mkdtemp(dir=servers.directory))
         broker = servers.url(system.broker)
@@ -93,16 +102,58 @@ class Stage:
             "PYTHONDONTWRITEBYTECODE": "",
         }
 
-    def send(self, command: str, task: str = "noop", count: int = 1, size: int = 0) -> Any:
-        """Run the side as a program and return what it measured."""
-        argv = [self._python, str(HERE / "sides" / self.system.side), command, "--task", task]
+    def send(
+        self, command: str, task: str = "noop", count: int = 1, size: int = 0, number: int = 1
+    ) -> Any:
+        """Run the side as a program and return what it measured.
+
+        Args:
+            command: One of `common.COMMANDS`.
+            task: What is sent.
+            count: How many.
+            size: Of the argument, in bytes; 0 for none.
+            number: What else the command needs: a rate, a number of queues, seconds.
+        """
+        argv = [*self._side(command), "--task", task, "--number", str(number)]
         argv += ["--count", str(count), "--size", str(size)]
-        done = subprocess.run(
-            argv, env=self._env, cwd=self._counts, capture_output=True, text=True, timeout=600
-        )
+        try:
+            done = subprocess.run(
+                argv, env=self._env, cwd=self._counts, capture_output=True, text=True, timeout=600
+            )
+        except subprocess.TimeoutExpired:
+            raise Void(f"{self.system.name}: {command} took more than 10 minutes") from None
         if done.returncode:
             raise Void(f"{self.system.name}: {command} failed: {done.stderr[-600:]}")
         return json.loads(done.stdout)
+
+    def _side(self, command: str) -> list[str]:
+        return [self._python, str(HERE / "sides" / self.system.side), command]
+
+    @contextmanager
+    def sending(
+        self, command: str, count: int = 1, number: int = 1
+    ) -> Iterator["subprocess.Popen[bytes]"]:
+        """Run a command of the side that does not end by itself while the block lasts."""
+        process = subprocess.Popen(
+            [*self._side(command), "--count", str(count), "--number", str(number)],
+            env=self._env,
+            cwd=self._counts,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+    def waits_s(self) -> list[float]:
+        """Return the waits that tasks measured, in seconds, shortest first."""
+        waits: list[float] = []
+        for path in self._counts.glob("waits-*"):
+            data = path.read_bytes()
+            waits += [wait for (wait,) in struct.iter_unpack("<d", data[: len(data) // 8 * 8])]
+        return sorted(waits)
 
     def ran(self) -> int:
         """Return how many task runs were counted."""
@@ -115,15 +166,26 @@ class Stage:
 
     @contextmanager
     def worker(
-        self, processes: int = 1, at_once: int = 1, coroutines: bool = False
+        self,
+        processes: int = 1,
+        at_once: int = 1,
+        coroutines: bool = False,
+        more: Sequence[str] = (),
     ) -> Iterator[subprocess.Popen[bytes]]:
-        """Run the system's worker while the block lasts."""
+        """Run the system's worker while the block lasts.
+
+        Args:
+            processes: How many executor processes.
+            at_once: How many tasks at once in each.
+            coroutines: Whether the tasks are coroutines.
+            more: Further options of its command.
+        """
         make = self.system.coroutines if coroutines else self.system.worker
         if make is None:
             raise Void(f"{self.system.name} has no coroutines")
         log = (self._counts / "worker.log").open("wb")
         process = subprocess.Popen(
-            [self._python, *make(processes, at_once)],
+            [self._python, *make(processes, at_once), *more],
             env=self._env,
             cwd=self._counts,
             stdout=log,
@@ -165,44 +227,68 @@ class Stage:
             time.sleep(_POLL_S)
 
     def drain(
-        self, runs: int, processes: int = 1, at_once: int = 1, coroutines: bool = False
+        self,
+        runs: int,
+        processes: int = 1,
+        at_once: int = 1,
+        coroutines: bool = False,
+        *,
+        hubs: int = 1,
+        more: Sequence[str] = (),
+        of: int = 0,
     ) -> Any:
-        """Start the worker on a filled queue, and charge its whole tree until all is settled.
+        """Start workers on a filled queue, and charge their whole trees until all is settled.
 
-        Start-up is excluded: the account begins when the first runs are seen.
+        Start-up is excluded: the account begins when the first runs are seen. `servers_us` is what
+        RabbitMQ and Redis spent on each run.
 
         Args:
-            runs: How many runs there will be; more or fewer make the measurement void.
+            runs: How many runs are charged; more or fewer in all make the measurement void.
             processes: How many executor processes.
             at_once: How many tasks at once in each.
             coroutines: Whether the tasks are coroutines.
+            hubs: How many workers.
+            more: Further options of the worker's command.
+            of: How many runs there would be; the rest is left in the queue, uncharged.
         """
         begun = time.perf_counter()
-        with self.worker(processes, at_once, coroutines) as process:
+        with ExitStack() as stack:
+            roots = [
+                stack.enter_context(self.worker(processes, at_once, coroutines, more)).pid
+                for _ in range(hubs)
+            ]
             self.until(lambda: self.ran() > 0, "the first task", 60)
             first = time.perf_counter()
-            base, before_s = self.ran(), cpu_s(pids_below(process.pid))
+            base, before_s = self.ran(), self._spent_s(roots)
+            servers_s = self._servers.spent_s()
             self.until(lambda: self.ran() >= runs, "all tasks")
-            last = time.perf_counter()
-            spent_s = self._settled(process.pid)
-            memory = pss_mb(pids_below(process.pid))
-            if self.ran() != runs:
-                raise Void(f"{self.system.name}: {self.ran()} runs instead of {runs}")
-        left = max(1, runs - base)
+            last, done, spent_s = time.perf_counter(), self.ran(), self._spent_s(roots)
+            servers_s = self._servers.spent_s() - servers_s
+            memory = sum(pss_mb(pids_below(root)) for root in roots)
+            if not of:
+                spent_s = self._settled(roots)
+                done = self.ran()
+                if done != runs:
+                    raise Void(f"{self.system.name}: {done} runs instead of {runs}")
+        left = max(1, done - base)
         return {
             "per_s": round(left / max(1e-6, last - first)),
             "cpu_us": round((spent_s - before_s) / left * 1e6, 1),
+            "servers_us": round(servers_s / left * 1e6, 1),
             "memory_mb": round(memory, 1),
             "first_s": round(first - begun, 2),
         }
 
-    def _settled(self, pid: int) -> float:
-        """Return the tree's CPU seconds once it rests: acknowledging goes on after the last run."""
-        last = cpu_s(pids_below(pid))
+    def _spent_s(self, roots: Sequence[int]) -> float:
+        return sum(cpu_s(pids_below(root)) for root in roots)
+
+    def _settled(self, roots: Sequence[int]) -> float:
+        """Return the trees' CPU seconds once they rest: acknowledging outlasts the last run."""
+        last = self._spent_s(roots)
         deadline = time.monotonic() + 15
         while time.monotonic() < deadline:
             time.sleep(0.3)
-            now = cpu_s(pids_below(pid))
+            now = self._spent_s(roots)
             if now - last <= 0.02:
                 return last
             last = now

@@ -21,6 +21,8 @@ class System:
         own: Whether it runs in this checkout's environment, not in that of the peers.
         coroutines: Whether it has a worker for `async def` tasks; its command.
         safe: Whether a send is confirmed and a lost worker loses nothing.
+        delays: Whether tasks can be sent for later.
+        sends_from_coroutines: Whether tasks can be sent from coroutines.
     """
 
     name: str
@@ -32,6 +34,8 @@ class System:
     own: bool = False
     coroutines: Argv | None = None
     safe: bool = False
+    delays: bool = True
+    sends_from_coroutines: bool = False
 
 
 def _taskq(processes: int, at_once: int) -> Sequence[str]:
@@ -76,6 +80,7 @@ SYSTEMS = (
         own=True,
         coroutines=_taskq_coroutines,
         safe=True,
+        sends_from_coroutines=True,
     ),
     System(
         "taskq SQLite",
@@ -86,6 +91,7 @@ SYSTEMS = (
         own=True,
         coroutines=_taskq_coroutines,
         safe=True,
+        sends_from_coroutines=True,
     ),
     System("Celery early ack", "celery_side.py", "rabbitmq", "redis", _celery),
     System(
@@ -105,6 +111,8 @@ SYSTEMS = (
         "redis",
         _taskiq,
         coroutines=_taskiq,
+        delays=False,
+        sends_from_coroutines=True,
     ),
     System("Huey Redis", "huey_side.py", "redis", "redis", _huey),
     System(

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from celery import Celery
-from common import BROKER, IO_S, RESULTS, Failed, counter, main
+from common import BROKER, IO_S, MINUTE_S, RESULTS, Failed, Side, counter, main, note
 from kombu import Queue
 
 LATE = os.environ.get("BENCH_STYLE") == "late"
@@ -57,6 +57,17 @@ def io() -> None:
     counter.add()
 
 
+@app.task(name="waited")
+def waited(since_s: float) -> None:
+    note(time.time() - since_s)
+    counter.add()
+
+
+@app.task(name="minute")
+def minute() -> None:
+    time.sleep(MINUTE_S)
+
+
 def bulk(task: str, calls: list[Any]) -> None:
     with app.producer_pool.acquire(block=True) as producer:
         for args in calls:
@@ -73,5 +84,9 @@ def round_trip(number: int) -> object:
     return value
 
 
+def later(task: str, args: tuple[Any, ...], delay_s: float) -> object:
+    return app.tasks[task].apply_async(args, countdown=delay_s)
+
+
 if __name__ == "__main__":
-    main(bulk, single, round_trip)
+    main(Side(bulk, single, round_trip, later))

@@ -11,10 +11,12 @@ import json
 import mmap
 import os
 import statistics
+import struct
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ RESULTS = os.environ.get("BENCH_RESULTS", "")
 """Empty when a run keeps no results."""
 COUNTS = Path(os.environ.get("BENCH_COUNTS", "."))
 IO_S = 0.01
+MINUTE_S = 60
 
 
 class Counter:
@@ -54,6 +57,13 @@ class Counter:
 
 
 counter = Counter()
+_WAIT = struct.Struct("<d")
+
+
+def note(wait_s: float) -> None:
+    """Keep a wait that a task measured, in seconds, for the stage to read."""
+    with (COUNTS / f"waits-{os.getpid()}").open("ab", buffering=0) as file:
+        file.write(_WAIT.pack(wait_s))
 
 
 class Failed(Exception):
@@ -85,45 +95,128 @@ def payload(size_bytes: int) -> str:
     return os.urandom(size_bytes // 2 + 1).hex()[:size_bytes]
 
 
-def main(
-    bulk: Callable[[str, list[Any]], None],
-    single: Callable[[int], object],
-    round_trip: Callable[[int], object],
-) -> None:
-    """Run a side as a program and print what it measured as JSON.
+@dataclass(frozen=True)
+class Side:
+    """How a system sends.
 
-    Args:
+    Attributes:
         bulk: Sends a task of this name once per argument tuple, the fastest way there is.
         single: Sends one no-op and returns when the system says that it is sent.
         round_trip: Sends an echo of a number and returns its result.
+        later: Sends a task of this name with these arguments after so many seconds; None where
+            the system cannot.
+        together: Sends so many no-ops from coroutines; None where the system cannot.
+        spread: Sends so many no-ops, evenly to so many queues; None where it is not compared.
+        wait: Waits for so many results at once, for ever; None where it is not compared.
     """
+
+    bulk: Callable[[str, list[Any]], None]
+    single: Callable[[int], object]
+    round_trip: Callable[[int], object]
+    later: Callable[[str, tuple[Any, ...], float], object] | None = None
+    together: Callable[[int], None] | None = None
+    spread: Callable[[int, int], None] | None = None
+    wait: Callable[[int], None] | None = None
+
+
+def _fill(side: Side, options: argparse.Namespace) -> dict[str, Any]:
+    args = (payload(options.size),) if options.size else ()
+    start = time.perf_counter()
+    if options.number > 1 and side.spread is not None:
+        side.spread(options.count, options.number)
+    else:
+        side.bulk(options.task, [args] * options.count)
+    return {"per_s": round(options.count / (time.perf_counter() - start))}
+
+
+def _single(side: Side, options: argparse.Namespace) -> dict[str, Any]:
+    side.single(0)
+    return percentiles(timed(options.count, side.single))
+
+
+def _threads(side: Side, options: argparse.Namespace) -> dict[str, Any]:
+    side.single(0)
+    each = options.count // 8
+    threads = [threading.Thread(target=timed, args=(each, side.single)) for _ in range(8)]
+    start = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return {"per_s": round(each * 8 / (time.perf_counter() - start))}
+
+
+def _together(side: Side, options: argparse.Namespace) -> dict[str, Any]:
+    if side.together is None:
+        raise SystemExit("this side sends from no coroutines")
+    side.single(0)
+    start = time.perf_counter()
+    side.together(options.count)
+    return {"per_s": round(options.count / (time.perf_counter() - start))}
+
+
+def _round_trip(side: Side, options: argparse.Namespace) -> dict[str, Any]:
+    for number in range(20):
+        side.round_trip(number)
+    return percentiles(timed(options.count, side.round_trip, 0.002))
+
+
+def _later(side: Side, options: argparse.Namespace) -> dict[str, Any]:
+    """Send what is due at one moment, so far ahead that the slowest has sent all by then."""
+    if side.later is None:
+        raise SystemExit("this side sends nothing for later")
+    due_s = time.time() + options.number
+    for _ in range(options.count):
+        side.later("waited", (due_s,), max(0.0, due_s - time.time()))
+    return {"spare_s": round(due_s - time.time(), 2)}
+
+
+def _mixed(side: Side, options: argparse.Namespace) -> dict[str, Any]:
+    """Send one task of a minute, then short ones, 50 a second."""
+    side.bulk("minute", [()])
+    time.sleep(0.5)
+    for _ in range(options.count):
+        side.bulk("waited", [(time.time(),)])
+        time.sleep(0.02)
+    return {}
+
+
+def _load(side: Side, options: argparse.Namespace) -> dict[str, Any]:
+    """Send no-ops at a rate until somebody ends this program."""
+    share = max(1, options.number // 20)
+    while True:
+        start = time.perf_counter()
+        side.bulk("noop", [()] * share)
+        time.sleep(max(0.0, share / options.number - (time.perf_counter() - start)))
+
+
+def _wait(side: Side, options: argparse.Namespace) -> dict[str, Any]:
+    if side.wait is None:
+        raise SystemExit("waiting clients of this side are not compared")
+    side.wait(options.count)
+    return {}
+
+
+COMMANDS: dict[str, Callable[[Side, argparse.Namespace], dict[str, Any]]] = {
+    "fill": _fill,
+    "single": _single,
+    "threads": _threads,
+    "together": _together,
+    "round-trip": _round_trip,
+    "later": _later,
+    "mixed": _mixed,
+    "load": _load,
+    "wait": _wait,
+}
+
+
+def main(side: Side) -> None:
+    """Run a side as a program and print what it measured as JSON."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("command", choices=["fill", "single", "threads", "round-trip"])
+    parser.add_argument("command", choices=list(COMMANDS))
     parser.add_argument("--task", default="noop")
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--size", type=int, default=0)
+    parser.add_argument("--number", type=int, default=1)
     options = parser.parse_args()
-    answer: dict[str, Any] = {}
-    if options.command == "fill":
-        args = (payload(options.size),) if options.size else ()
-        start = time.perf_counter()
-        bulk(options.task, [args] * options.count)
-        answer["per_s"] = round(options.count / (time.perf_counter() - start))
-    elif options.command == "single":
-        single(0)
-        answer = percentiles(timed(options.count, single))
-    elif options.command == "threads":
-        single(0)
-        each = options.count // 8
-        threads = [threading.Thread(target=timed, args=(each, single)) for _ in range(8)]
-        start = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        answer["per_s"] = round(each * 8 / (time.perf_counter() - start))
-    else:
-        for number in range(20):
-            round_trip(number)
-        answer = percentiles(timed(options.count, round_trip, 0.002))
-    json.dump(answer, sys.stdout)
+    json.dump(COMMANDS[options.command](side, options), sys.stdout)

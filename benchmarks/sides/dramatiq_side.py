@@ -7,7 +7,7 @@ from typing import Any
 os.environ.setdefault("dramatiq_queue_prefetch", "500")
 
 import dramatiq
-from common import BROKER, IO_S, RESULTS, Failed, counter, main
+from common import BROKER, IO_S, MINUTE_S, RESULTS, Failed, Side, counter, main, note
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.middleware import CurrentMessage
 from dramatiq.results import Results
@@ -46,7 +46,25 @@ def io() -> None:
     counter.add()
 
 
-ACTORS = {"noop": noop, "echo": echo, "fail_once": fail_once, "io": io}
+@dramatiq.actor(queue_name="bench")
+def waited(since_s: float) -> None:
+    note(time.time() - since_s)
+    counter.add()
+
+
+@dramatiq.actor(queue_name="bench")
+def minute() -> None:
+    time.sleep(MINUTE_S)
+
+
+ACTORS = {
+    "noop": noop,
+    "echo": echo,
+    "fail_once": fail_once,
+    "io": io,
+    "waited": waited,
+    "minute": minute,
+}
 
 
 def bulk(task: str, calls: list[Any]) -> None:
@@ -65,5 +83,9 @@ def round_trip(number: int) -> object:
     return value
 
 
+def later(task: str, args: tuple[Any, ...], delay_s: float) -> object:
+    return ACTORS[task].send_with_options(args=args, delay=round(delay_s * 1000))
+
+
 if __name__ == "__main__":
-    main(bulk, single, round_trip)
+    main(Side(bulk, single, round_trip, later))

@@ -4,7 +4,7 @@ import os
 import time
 from typing import Any
 
-from common import BROKER, IO_S, RESULTS, Failed, counter, main
+from common import BROKER, IO_S, MINUTE_S, RESULTS, Failed, Side, counter, main, note
 from huey import RedisHuey, SqliteHuey
 from huey.api import Task
 
@@ -39,7 +39,25 @@ def io() -> None:
     counter.add()
 
 
-TASKS = {"noop": noop, "echo": echo, "fail_once": fail_once, "io": io}
+@huey.task(name="waited")
+def waited(since_s: float) -> None:
+    note(time.time() - since_s)
+    counter.add()
+
+
+@huey.task(name="minute")
+def minute() -> None:
+    time.sleep(MINUTE_S)
+
+
+TASKS = {
+    "noop": noop,
+    "echo": echo,
+    "fail_once": fail_once,
+    "io": io,
+    "waited": waited,
+    "minute": minute,
+}
 
 
 def bulk(task: str, calls: list[Any]) -> None:
@@ -57,8 +75,13 @@ def round_trip(number: int) -> object:
     return value
 
 
+def later(task: str, args: tuple[Any, ...], delay_s: float) -> object:
+    return TASKS[task].schedule(args, delay=delay_s)
+
+
 if __name__ == "__main__":
     # Huey names a task after its module, which must be the one that its worker imports.
     import huey_side
 
-    main(huey_side.bulk, huey_side.single, huey_side.round_trip)
+    side = huey_side
+    main(Side(side.bulk, side.single, side.round_trip, side.later))

@@ -4,7 +4,7 @@ import asyncio
 import time
 from typing import Annotated, Any
 
-from common import BROKER, IO_S, RESULTS, Failed, counter, main
+from common import BROKER, IO_S, MINUTE_S, RESULTS, Failed, Side, counter, main, note
 from taskiq import Context, SimpleRetryMiddleware, TaskiqDepends
 from taskiq_aio_pika import AioPikaBroker
 from taskiq_redis import RedisAsyncResultBackend
@@ -45,7 +45,26 @@ async def aio() -> None:
     counter.add()
 
 
-TASKS = {"noop": noop, "echo": echo, "fail_once": fail_once, "io": io, "aio": aio}
+@broker.task("waited")
+async def waited(since_s: float) -> None:
+    note(time.time() - since_s)
+    counter.add()
+
+
+@broker.task("minute")
+async def minute() -> None:
+    await asyncio.sleep(MINUTE_S)
+
+
+TASKS = {
+    "noop": noop,
+    "echo": echo,
+    "fail_once": fail_once,
+    "io": io,
+    "aio": aio,
+    "waited": waited,
+    "minute": minute,
+}
 loop = asyncio.new_event_loop()
 
 
@@ -71,7 +90,11 @@ def round_trip(number: int) -> object:
     return value
 
 
+def together(count: int) -> None:
+    bulk("noop", [()] * count)
+
+
 if __name__ == "__main__":
     loop.run_until_complete(broker.startup())
-    main(bulk, single, round_trip)
+    main(Side(bulk, single, round_trip, together=together))
     loop.run_until_complete(broker.shutdown())

@@ -1,11 +1,13 @@
 """taskq as it comes: quorum queue, confirms, late acknowledgement."""
 
 import os
+import threading
 import time
-from asyncio import sleep
+from asyncio import gather, run, sleep
+from contextlib import suppress
 from typing import Any
 
-from common import BROKER, IO_S, RESULTS, Failed, counter, main
+from common import BROKER, IO_S, MINUTE_S, RESULTS, Failed, Side, counter, main, note
 
 from taskq import CircuitBreaker, RetryBudget, RetryPolicy, TaskQ
 
@@ -41,6 +43,17 @@ def io() -> None:
 async def aio() -> None:
     await sleep(IO_S)
     counter.add()
+
+
+@app.task(name="waited")
+def waited(since_s: float) -> None:
+    note(time.time() - since_s)
+    counter.add()
+
+
+@app.task(name="minute")
+def minute() -> None:
+    time.sleep(MINUTE_S)
 
 
 if RESULTS:
@@ -81,6 +94,38 @@ def round_trip(number: int) -> object:
     return value
 
 
+def later(task: str, args: tuple[Any, ...], delay_s: float) -> object:
+    return app.tasks[task].apply_async(args, countdown=delay_s)
+
+
+def together(count: int) -> None:
+    async def some(number: int) -> None:
+        for _ in range(number):
+            await noop.adelay()
+
+    async def send() -> None:
+        await gather(*(some(count // 100) for _ in range(100)))
+
+    run(send())
+
+
+def spread(count: int, queues: int) -> None:
+    app.send_many(noop.s().set(queue=f"q{number % queues}") for number in range(count))
+
+
+def wait(count: int) -> None:
+    def one() -> None:
+        with suppress(TimeoutError):
+            noop.apply_async(countdown=3600).get(timeout=600)
+
+    threads = [threading.Thread(target=one, daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    print("waiting", flush=True)
+    for thread in threads:
+        thread.join()
+
+
 if __name__ == "__main__":
-    main(bulk, single, round_trip)
+    main(Side(bulk, single, round_trip, later, together, spread, wait))
     app.close()
