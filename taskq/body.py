@@ -105,6 +105,9 @@ def decode_call(message: Message) -> Call:
     if not isinstance(value, list) or len(value) != 3:
         raise DecodeError("the body is not a list [args, kwargs, embed]")
     args, kwargs, embed = value
+    if not embed and not kwargs and type(args) is list and type(kwargs) is dict:
+        # Most calls: nothing to look into.
+        return Call(args, kwargs)
     return _checked_call(args, kwargs, _decode_embed(embed))
 
 

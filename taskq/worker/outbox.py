@@ -32,7 +32,8 @@ def new_unpacker() -> msgpack.Unpacker:
 
 def pack_outcome(tag: int, ending: Ending) -> tuple[Any, ...]:
     """Return the wire form of an ending."""
-    writes = [(w.task_id, w.record, w.ttl_s) for w in ending.writes] if ending.writes else None
+    # A write is a tuple, which msgpack takes as it is.
+    writes = ending.writes or None
     follow = None
     if ending.follow:
         follow = [(o.queue, o.message, o.due_ms, o.dead, o.topic) for o in ending.follow]
@@ -44,7 +45,7 @@ def unpack_outcome(parts: Sequence[Any]) -> tuple[int, Ending]:
     tag, code, us, writes, follow, detail, tripped = parts
     return tag, Ending(
         code,
-        [Write(*write) for write in writes] if writes else (),
+        [Write._make(write) for write in writes] if writes else (),
         [Outgoing(q, Message.from_list(m), due, gone, to) for q, m, due, gone, to in follow]
         if follow
         else (),
