@@ -4,12 +4,60 @@ Tests replace `now_ms` by monkeypatching this module; code must call it as `cloc
 """
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Final
+
+_STEP_NS: Final = 1_000_000_000
+_DOUBT_NS: Final = 600_000_000_000
+
+
+class SteadyClock:
+    """The wall clock without its steps: one is believed when it has stood for ten minutes.
+
+    A host whose clock is set a minute ahead would start delayed tasks early, let tasks expire that
+    are in time, and take leases over from living workers. Small corrections, as NTP makes them, are
+    followed at once. Steps are told by a clock that goes on while a machine sleeps: waking is none.
+    """
+
+    def __init__(self, wall_ns: Callable[[], int], steady_ns: Callable[[], int]) -> None:
+        """Believe the wall clock as it is.
+
+        Args:
+            wall_ns: Nanoseconds since the epoch.
+            steady_ns: Nanoseconds of a clock that never steps.
+        """
+        self._wall_ns = wall_ns
+        self._steady_ns = steady_ns
+        self._ahead_ns = wall_ns() - steady_ns()
+        self._doubted_ns = self._ahead_ns
+        self._since_ns = 0
+
+    def now_ms(self) -> int:
+        """Return integer milliseconds since the epoch."""
+        wall_ns, steady_ns = self._wall_ns(), self._steady_ns()
+        ahead_ns = wall_ns - steady_ns
+        if abs(ahead_ns - self._ahead_ns) >= _STEP_NS:
+            if abs(ahead_ns - self._doubted_ns) >= _STEP_NS:
+                self._doubted_ns, self._since_ns = ahead_ns, steady_ns
+            if steady_ns - self._since_ns < _DOUBT_NS:
+                return (steady_ns + self._ahead_ns) // 1_000_000
+        self._ahead_ns = self._doubted_ns = ahead_ns
+        return wall_ns // 1_000_000
+
+
+def _boot_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+_COUNTS_SLEEP: Final = hasattr(time, "CLOCK_BOOTTIME")
+# Elsewhere no clock is known that counts sleep, and every wake-up would be a step.
+_steady = SteadyClock(time.time_ns, _boot_ns) if _COUNTS_SLEEP else None
 
 
 def now_ms() -> int:
-    """Return the wall clock as integer milliseconds since the epoch."""
-    return time.time_ns() // 1_000_000
+    """Return the wall clock as integer milliseconds since the epoch; see `SteadyClock`."""
+    return time.time_ns() // 1_000_000 if _steady is None else _steady.now_ms()
 
 
 def monotonic_s() -> float:

@@ -11,7 +11,7 @@ from typing import Any
 from taskq.errors import TaskCancelled
 from taskq.message import Message
 from taskq.request import Run
-from taskq.worker import endings
+from taskq.worker import endings, failpoints
 from taskq.worker.dead_hook import DeadListeners
 from taskq.worker.endings import Ending
 from taskq.worker.limits import Interrupted, WatchdogLimiter, limited_coroutine
@@ -84,6 +84,7 @@ class AsyncExecutor:
     def _take(self, frame: list[Any]) -> None:
         kind = frame[0]
         if kind == "run":
+            failpoints.reach(failpoints.GIVEN)
             self._todo.extend(frame[1])
         elif kind == "back":
             tags = [item[0] for item in self._todo]
@@ -128,6 +129,7 @@ class AsyncExecutor:
         tag, queue_name, redelivered, parts = item
         self._runs[index].tag = tag
         self._slots.start(index, tag)
+        failpoints.reach(failpoints.BEGUN)
         try:
             if tag in self._cancelled:
                 # Cancelled while it waited here: the hub knows, and ends it as such.
@@ -142,6 +144,7 @@ class AsyncExecutor:
         self._interrupted.discard(tag)
         self._cancelled.discard(tag)
         self._running.pop(tag, None)
+        failpoints.reach(failpoints.RUN)
         self._outbox.add(tag, ending)
         self._slots.clear(index)
         self._free.append(index)

@@ -16,7 +16,7 @@ from typing import Any
 from taskq.errors import TaskCancelled
 from taskq.message import Message
 from taskq.request import Run
-from taskq.worker import endings
+from taskq.worker import endings, failpoints
 from taskq.worker.dead_hook import DeadListeners
 from taskq.worker.endings import Ending
 from taskq.worker.limits import (
@@ -99,6 +99,7 @@ class Executor:
     def _take(self, frame: list[Any]) -> None:
         kind = frame[0]
         if kind == "run":
+            failpoints.reach(failpoints.GIVEN)
             for item in frame[1]:
                 self._todo.put(item)
         elif kind == "back":
@@ -163,7 +164,9 @@ class Executor:
                 if item is None:
                     break
                 outbox.flush_if_due()
-                outbox.add(item[0], self._one(index, item))
+                ending = self._one(index, item)
+                failpoints.reach(failpoints.RUN)
+                outbox.add(item[0], ending)
                 if slots.count > 1:
                     # Another thread may run for minutes; this outcome must not wait for it.
                     outbox.flush_if_due()
@@ -186,6 +189,7 @@ class Executor:
         run = self._runs[index]
         run.tag = tag
         self._slots.start(index, tag)
+        failpoints.reach(failpoints.BEGUN)
         self._limiter.enter(tag)
         try:
             job = self._runner.decode(Message.from_list(parts), queue_name, redelivered)

@@ -16,6 +16,7 @@ import msgpack
 from taskq.brokers.base import Outgoing
 from taskq.message import Message
 from taskq.results.base import Write
+from taskq.worker import failpoints
 from taskq.worker.endings import Ending
 
 HOLD_S = 0.001
@@ -83,6 +84,7 @@ class Outbox:
                 ready, self._waiting = self._waiting, []
                 self._send(("done", ready))
                 self._sent_at = time.monotonic()
+                failpoints.reach(failpoints.TOLD)
 
     def send(self, *frame: Any) -> None:
         """Send a frame now, after the outcomes that wait."""
