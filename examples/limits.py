@@ -62,7 +62,8 @@ def main(service: Path) -> None:
 
     starts = sorted(call.get(timeout=60) for call in calls)
     print(f"20 calls at 10/s took {starts[-1] - sent_s:.1f} s")
-    assert starts[-1] - sent_s > 1.7
+    # Half a second's worth may come at once.
+    assert starts[-1] - sent_s > 1.4
 
     spans = [(began_s, ended_s) for began_s, ended_s in (one.get(timeout=60) for one in imports)]
     print("imports at once:", most_at_once(spans))

@@ -68,7 +68,7 @@ class TaskSpec:
         deadline: Seconds after sending within which it must have ended, with everything it sends;
             None for no bound.
         rate_limit: Starts per period in all workers together, such as `100/m`; more wait.
-        rate_burst: Starts that may follow each other at once; a tenth of a second's by default.
+        rate_burst: Starts that may follow each other at once; half a second's by default.
         rate_limit_key: Expression such as `args[0]`, or a callable of the arguments: one rate for
             each of its values.
         max_concurrency: Runs at one time in all workers together; more wait.

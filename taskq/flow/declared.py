@@ -58,7 +58,7 @@ def parse_rate(text: Any, burst: Any = None) -> Rate:
 
     Args:
         text: Starts, a slash, and a period: ms, s, m, h or d, with a number before it or without.
-        burst: Starts that may come at once; None for a tenth of a second's worth, at least 1.
+        burst: Starts that may come at once; None for half a second's worth, at least 1.
 
     Raises:
         ConfigError: If it cannot be read, or is below one start in 366 days or above 1,000,000/s.
@@ -75,7 +75,9 @@ def parse_rate(text: Any, burst: Any = None) -> Rate:
             f"rate limit {text!r} is out of range; use one start in 366 days to 1000000/s"
         )
     if burst is None:
-        burst = max(1, round(100_000 / interval_us))
+        # So much lateness on the way to a worker costs no starts, and a minute's count stays within
+        # 1 % of the rate where that is 10/s.
+        burst = max(1, round(500_000 / interval_us))
     check_whole("rate_burst", burst, 1_000_000)
     return Rate(interval_us, burst, text.strip())
 
