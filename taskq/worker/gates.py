@@ -178,9 +178,8 @@ class Gates:
             held.waited = verdict
             held.due_ms = now_ms + _wait_ms(verdict)
         elif verdict.code == DONE:
-            ending = endings.repeated(held.case(self._worker, True), done)
-            ending.detail = f"idempotency key was used by {verdict.other}"
-            return ending
+            # No detail: of a success it is the result that events show.
+            return endings.repeated(held.case(self._worker, True), done)
         elif verdict.code in (DUPLICATE, SUPERSEDED):
             return self._duplicate(held, verdict)
         return None
