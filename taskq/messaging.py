@@ -29,13 +29,14 @@ from taskq.topics import (
     check_match,
     check_pattern,
 )
+from taskq.triggers import KafkaMethods
 
 if TYPE_CHECKING:
     from taskq.config import Settings
     from taskq.task import BaseTask
 
 
-class Messaging:
+class Messaging(KafkaMethods):
     """What `TaskQ` inherits; it uses the app's own broker and tasks."""
 
     if TYPE_CHECKING:
@@ -103,7 +104,13 @@ class Messaging:
         return declare
 
     def publish(
-        self, key: str, payload: Any = None, *, headers: Mapping[str, Any] | None = None
+        self,
+        key: str,
+        payload: Any = None,
+        *,
+        headers: Mapping[str, Any] | None = None,
+        to: str = "",
+        record_key: str = "",
     ) -> str:
         """Publish a message to whoever subscribed, and wait for the broker's confirm.
 
@@ -113,6 +120,9 @@ class Messaging:
             key: Words with dots between them, such as `orders.created`.
             payload: Whatever a task's argument can be.
             headers: Texts, integers or booleans that subscribers can match.
+            to: Instead of to subscribers: `kafka`, or `kafka:` and a topic, through the bridge. The
+                broker confirms it whether Kafka is there or not; the payload is JSON.
+            record_key: Key of the record in Kafka, whose order is kept; `key` by default.
 
         Returns:
             The id of the message.
@@ -122,6 +132,8 @@ class Messaging:
             EncodeError: If payload or headers have no form on the wire.
             PublishError: If the broker did not confirm in time.
         """
+        if to:
+            return self._publish_away(to, key, payload, headers, record_key)
         item = self._published(check_key(key), payload, headers)
         self._make_subscriptions()
         error = self.broker.publish([item], self.settings.publish_timeout_s)[0]
@@ -130,12 +142,20 @@ class Messaging:
         return item.message.id
 
     async def apublish(
-        self, key: str, payload: Any = None, *, headers: Mapping[str, Any] | None = None
+        self,
+        key: str,
+        payload: Any = None,
+        *,
+        headers: Mapping[str, Any] | None = None,
+        to: str = "",
+        record_key: str = "",
     ) -> str:
         """Do what `publish` does without blocking the loop; see `publish`."""
         import asyncio
 
-        return await asyncio.to_thread(self.publish, key, payload, headers=headers)
+        return await asyncio.to_thread(
+            self.publish, key, payload, headers=headers, to=to, record_key=record_key
+        )
 
     def rpc(
         self,

@@ -73,6 +73,8 @@ class KafkaServer(_Server):
 
     Attributes:
         port: Where it listens, on 127.0.0.1; kept in the directory across restarts.
+        more_settings: Lines behind the usual settings; later ones win.
+        format_words: Further words for the tool that makes the data directory.
     """
 
     name = "kafka"
@@ -87,6 +89,8 @@ class KafkaServer(_Server):
         if not ports.exists():
             ports.write_text(" ".join(str(processes.free_port()) for _ in range(2)))
         self.port, self._controller = map(int, ports.read_text().split())
+        self.more_settings = ""
+        self.format_words: list[str] = []
 
     @property
     def bootstrap(self) -> str:
@@ -106,13 +110,13 @@ class KafkaServer(_Server):
         """Start; returns when it answers, after 3 to 6 s."""
         config = self.directory / "server.properties"
         data = self.directory / "data"
-        config.write_text(_SETTINGS.format(port=self.port, controller=self._controller, data=data))
+        settings = _SETTINGS.format(port=self.port, controller=self._controller, data=data)
+        config.write_text(settings + self.more_settings)
         env = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
         if not (data / "meta.properties").exists():
             argv = self._argv("kafka.tools.StorageTool", "format", "-t", _CLUSTER_ID)
-            subprocess.run(
-                [*argv, "-c", str(config)], env=env, check=True, capture_output=True, timeout=120
-            )
+            argv += ["-c", str(config), *self.format_words]
+            subprocess.run(argv, env=env, check=True, capture_output=True, timeout=120)
         processes.spawn(self._argv("kafka.Kafka", str(config)), env, self.directory, self.name)
         processes.wait_for(self._is_up, _BOOT_TIMEOUT_S, "the start of Kafka")
 

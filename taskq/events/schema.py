@@ -32,6 +32,9 @@ TYPE_URN: Final = f"urn:taskq:events:v{VERSION}:"
 """How the `dataschema` of events of this version begins."""
 CONTENT_TYPE: Final = "application/cloudevents+json; charset=UTF-8"
 
+MESSAGE: Final = "message.published"
+"""Type of an event that carries a message of the app's own to Kafka."""
+
 TASK_STATES: Final[Mapping[str, str]] = {
     "task.sent": "PENDING",
     "task.received": "RECEIVED",
@@ -93,9 +96,9 @@ class Event:
 
     @property
     def subject(self) -> str:
-        """What it is about: a task id, or the name of a worker, schedule or queue."""
+        """What it is about: a task id, the name of a worker, schedule or queue, a message's key."""
         data = self.data
-        for name in ("task_id", "worker", "schedule", "queue"):
+        for name in ("task_id", "worker", "schedule", "queue", "key"):
             if data.get(name):
                 return str(data[name])
         return ""

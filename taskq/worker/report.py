@@ -181,7 +181,9 @@ def _more(ending: Ending, tracebacks: bool) -> dict[str, Any] | None:
         more["state"] = ending.detail
     if code == outcome.SUCCESS and ending.detail:
         size, _, text = ending.detail.partition(" ")
-        more["result"], more["result_size_bytes"] = text, int(size)
+        # One that another run's idempotency key stands for says whose instead.
+        if size.isdecimal():
+            more["result"], more["result_size_bytes"] = text, int(size)
     if code in (outcome.RETRY, outcome.FAILURE, endings.MALFORMED):
         letter = next((item for item in ending.follow if item.dead), None)
         if letter is not None:

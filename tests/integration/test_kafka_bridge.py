@@ -43,7 +43,7 @@ def broker() -> Iterator[Broker]:
 def topics() -> Topics:
     """Topics of this test alone."""
     name = uuid.uuid4().hex[:10]
-    return Topics(f"t-{name}", f"w-{name}")
+    return Topics(f"t-{name}", f"w-{name}", messages=f"m-{name}")
 
 
 def properties(kafka: Kafka, **more: Any) -> dict[str, Any]:

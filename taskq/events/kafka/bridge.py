@@ -102,6 +102,8 @@ class Bridge:
         self._silence = Silence()
         self._recorder = Recorder("bridge")
         self.trouble = ""
+        largest = int(properties.get("message.max.bytes", 1_000_000))
+        self._cut_bytes = min(_CUT_BYTES, largest // 2)
         self._feed = feed
         self._dumps = _serializer()
         self._topics = topics or Topics()
@@ -241,14 +243,12 @@ class Bridge:
 
     def _bury(self, batch: Batch, topic: str, key: str, value: bytes, why: str) -> None:
         """Send what has no place in a topic to its dead-letter topic, its error in the headers."""
-        if topic.endswith(DEAD):
-            topic = topic.removesuffix(DEAD)
         self.dead += 1
         headers = [("taskq-error", why[:1000]), ("taskq-topic", topic)]
-        if len(value) > _CUT_BYTES:
+        if len(value) > self._cut_bytes:
             # The limit that it broke holds there, too; its name and its beginning are kept.
             headers.append(("taskq-bytes", str(len(value))))
-            value = value[:_CUT_BYTES]
+            value = value[: self._cut_bytes]
 
         def report(error: Any, _: Any) -> None:
             if error is not None:
@@ -256,7 +256,7 @@ class Bridge:
                 return
             self._written(batch)
 
-        self._produce(topic + DEAD, key, value, headers, report, batch)
+        self._produce(self._topics.dead(topic), key, value, headers, report, batch)
 
     def _written(self, batch: Batch) -> None:
         batch.left -= 1
@@ -267,7 +267,9 @@ class Bridge:
 
     def _not_written(self, batch: Batch, error: Any, topic: str, key: str, value: bytes) -> None:
         name = error.name()
-        if error.fatal() or error.retriable() or name in _REFUSED or name in _MISSING:
+        # A topic that one message names must not end the bridge for all.
+        own = topic in self._topics.every and (name in _REFUSED or name in _MISSING)
+        if error.fatal() or (error.retriable() and name not in _MISSING) or own:
             # Not this event's fault: nothing of it is acknowledged.
             self._stop(error)
         else:

@@ -94,7 +94,8 @@ class EventConsumer(RecordConsumer):
         except ValueError as error:
             raise DecodeError(f"not a CloudEvent of taskq: {error}") from error
         event = from_cloudevent(item)
-        if not str(item.get("dataschema", TYPE_URN)).startswith(TYPE_URN):
+        schema = item.get("dataschema", TYPE_URN)
+        if not (isinstance(schema, str) and schema.startswith(TYPE_URN)):
             self.unknown += 1
         if self._failures is not None and self._failures.is_retry(place[0]):
             return event

@@ -11,6 +11,7 @@ from taskq.events.kafka.topics import DEAD
 
 FLUSH_S: Final = 30.0
 _POLL_S: Final = 0.1
+_PURGED: Final = ("_PURGE_QUEUE", "_PURGE_INFLIGHT")
 Partitioner = Callable[[str, int], int]
 
 
@@ -40,6 +41,7 @@ class Producer:
         transactional_id: str = "",
         partitioner: Partitioner | None = None,
         dead_letters: bool = False,
+        timeout_s: float = FLUSH_S,
     ) -> None:
         """Connect.
 
@@ -51,10 +53,11 @@ class Producer:
             partitioner: Returns the partition of (key, number of partitions).
             dead_letters: Whether a record that Kafka refuses goes to `<topic>.dead` with the
                 error in its headers, instead of failing `flush`.
+            timeout_s: How long Kafka may take for each step of a transaction, in seconds.
 
         Raises:
             ConfigError: If the client is not installed, or refuses a property.
-            KafkaError: If Kafka does not answer, where a transaction needs it.
+            KafkaError: If Kafka does not answer, or gives no transactions, where they are wanted.
         """
         own = {**PRODUCER, "message.timeout.ms": 300_000, "linger.ms": 5, **properties}
         if transactional_id:
@@ -64,12 +67,13 @@ class Producer:
         self._transactional = bool(transactional_id)
         self._partitioner = partitioner
         self._dead_letters = dead_letters
+        self._timeout_s = timeout_s
         self._partitions: dict[str, int] = {}
         self._failed: list[tuple[str, str, str]] = []
         self._errors = (load_client().KafkaException, SystemError)
         self._client = make("Producer", own)
         if self._transactional:
-            self._guarded(lambda: self._client.init_transactions(FLUSH_S))
+            self._begin_life(transactional_id)
 
     def send(
         self, topic: str, value: bytes, *, key: str = "", headers: Mapping[str, str] | None = None
@@ -89,7 +93,8 @@ class Producer:
         pairs = [(name, _encoded(text)) for name, text in given.items()]
 
         def report(error: Any, _: Any) -> None:
-            if error is not None:
+            # Purged with the transaction that was aborted: nobody waits for it.
+            if error is not None and error.name() not in _PURGED:
                 self._refused(topic, key, value, given, f"{error.name()}: {error.str()}")
 
         options: dict[str, Any] = {"headers": pairs, "on_delivery": report}
@@ -145,12 +150,12 @@ class Producer:
         try:
             yield self
             self.flush()
-            self._guarded(lambda: self._client.commit_transaction(FLUSH_S))
+            self._guarded(lambda: self._client.commit_transaction(self._timeout_s))
         except BaseException:
             self._failed = []
             # A producer that was fenced cannot abort either; its successor has done it.
             with contextlib.suppress(*self._errors):
-                self._client.abort_transaction(FLUSH_S)
+                self._client.abort_transaction(self._timeout_s)
             raise
 
     def commit_offsets(self, consumer: Any, offsets: Any) -> None:
@@ -164,7 +169,9 @@ class Producer:
             KafkaError: If Kafka refuses.
         """
         metadata = consumer.consumer_group_metadata()
-        self._guarded(lambda: self._client.send_offsets_to_transaction(offsets, metadata, FLUSH_S))
+        self._guarded(
+            lambda: self._client.send_offsets_to_transaction(offsets, metadata, self._timeout_s)
+        )
 
     def close(self) -> None:
         """Wait for what was sent; see `flush`."""
@@ -176,6 +183,16 @@ class Producer:
     def __exit__(self, kind: object, *rest: object) -> None:
         if kind is None:
             self.close()
+
+    def _begin_life(self, name: str) -> None:
+        try:
+            self._client.init_transactions(self._timeout_s)
+        except self._errors as error:
+            raise KafkaError(
+                f"Kafka gives no transactions to {name!r}: {masked(error, self._properties)}; it "
+                "needs the brokers that transaction.state.log.replication.factor asks for, and "
+                "this user the right to write under that name"
+            ) from None
 
     def _count(self, topic: str) -> int:
         count = self._partitions.get(topic, 0)

@@ -52,15 +52,16 @@ def current_record() -> Record:
     Raises:
         ConfigError: Outside a handler.
     """
-    record: Record | None = getattr(_handling, "record", None)
-    if record is None:
+    message = getattr(_handling, "message", None)
+    if message is None:
         raise ConfigError("current_record() is known while a consumer calls its handler")
-    return record
+    return read(message)
 
 
 def set_current(message: Any) -> None:
     """Note what this thread is handling; None afterwards."""
-    _handling.record = None if message is None else read(message)
+    # Read when somebody asks: most handlers need the event alone.
+    _handling.message = message
 
 
 def read(message: Any) -> Record:

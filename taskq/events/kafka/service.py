@@ -2,19 +2,17 @@
 
 import contextlib
 import logging
-import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import FrameType
 from typing import Any, Final
 
 from taskq.brokers.base import Broker
 from taskq.errors import ConfigError
 from taskq.events.kafka.bridge import Bridge
 from taskq.events.kafka.client import KafkaError
-from taskq.events.kafka.topics import Topics, create, describe
+from taskq.events.kafka.process import health_port, metrics_text, stopped_by_signals
+from taskq.events.kafka.topics import Topics, create, describe, smallest_limit
 
 log = logging.getLogger("taskq.bridge")
 
@@ -22,7 +20,9 @@ EX_OK, EX_TEMPFAIL = 0, 75
 READER: Final = "kafka"
 _ASK_S: Final = 5.0
 _RETRY_S: Final = 1.0
-_HTTP_S: Final = 5.0
+_BATCH_BYTES: Final = 1_000_000
+"""The client's own limit."""
+_FRAME_BYTES: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,11 @@ class Service:
         Raises:
             ConfigError: If a property, a topic or a permission is missing.
         """
-        with self._signals(), self._health():
+        settings = self._settings
+        with (
+            stopped_by_signals(self.stop, log),
+            health_port(settings.health_port, self.readiness, self.metrics),
+        ):
             try:
                 self._await_kafka()
                 if not self._stop.is_set():
@@ -99,11 +103,7 @@ class Service:
             "in_flight": bridge.in_flight if bridge else 0,
             "ready": 0 if self.readiness() else 1,
         }
-        lines = []
-        for name, value in values.items():
-            kind = "counter" if name.endswith("_total") else "gauge"
-            lines += [f"# TYPE taskq_bridge_{name} {kind}", f"taskq_bridge_{name} {value}"]
-        return "\n".join(lines) + "\n"
+        return metrics_text("taskq_bridge", values)
 
     def _await_kafka(self) -> None:
         """Wait until Kafka answers, and see that the topics are there."""
@@ -139,78 +139,27 @@ class Service:
                 settings.partitions,
             )
 
+    def _fitted(self) -> Mapping[str, Any]:
+        """Return properties with which no batch is larger than a topic allows.
+
+        Kafka refuses batches whole: one event that is too large would take others with it.
+        """
+        settings = self._settings
+        limit = smallest_limit(settings.properties, settings.topics.every)
+        if not limit or limit >= _BATCH_BYTES:
+            return settings.properties
+        log.info("topics allow batches of %d bytes", limit)
+        fitted = max(1000, limit - _FRAME_BYTES)
+        return {"message.max.bytes": fitted, "batch.size": fitted, **settings.properties}
+
     def _carry(self) -> None:
         settings = self._settings
         feed = self._broker.events(READER, settings.prefetch)
         with contextlib.closing(feed):
-            bridge = Bridge(feed, settings.properties, settings.topics)
+            bridge = Bridge(feed, self._fitted(), settings.topics)
             log.info("carrying events from %s to Kafka", self._broker.url)
             self._bridge = bridge
             try:
                 bridge.run(self._stop.is_set)
             finally:
                 log.info("carried %d events, %d to dead letters", bridge.produced, bridge.dead)
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        def on_signal(number: int, _: FrameType | None) -> None:
-            log.info("signal %s", signal.Signals(number).name)
-            self._stop.set()
-
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, on_signal) for number in _SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    @contextlib.contextmanager
-    def _health(self) -> Iterator[None]:
-        port = self._settings.health_port
-        if not port:
-            yield
-            return
-        try:
-            server = ThreadingHTTPServer(("", port), _handler(self))
-        except OSError as error:
-            raise ConfigError(f"health port {port}: {error}") from error
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, name="taskq-health", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            server.shutdown()
-            server.server_close()
-
-
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-
-
-def _handler(service: Service) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        timeout = _HTTP_S
-
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            status, body = 200, "ok\n"
-            if path == "/readyz" and (why := service.readiness()):
-                status, body = 503, f"{why}\n"
-            elif path == "/metrics":
-                body = service.metrics()
-            elif path not in ("/livez", "/readyz"):
-                status, body = 404, "try /livez, /readyz or /metrics\n"
-            data = body.encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "text/plain; charset=utf-8")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Probes are not worth a line each."""
-
-    return Handler

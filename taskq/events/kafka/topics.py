@@ -8,13 +8,14 @@ from typing import Any, Final, Literal
 
 from taskq.errors import ConfigError
 from taskq.events.kafka.client import KafkaError, make, masked, module_error
-from taskq.events.schema import Event
+from taskq.events.schema import MESSAGE, Event
 
 log = logging.getLogger("taskq.bridge")
 
 DEAD: Final = ".dead"
 _TIMEOUT_S: Final = 30.0
 _TRY_S: Final = 1.0
+_LIMIT_S: Final = 5.0
 _DAY_MS: Final = 86_400_000
 
 
@@ -24,7 +25,8 @@ class Topics:
 
     Attributes:
         tasks: Of events about tasks.
-        workers: Of all others.
+        workers: Of workers, schedules and queues.
+        messages: Of what `app.publish(..., to="kafka")` sends without naming a topic.
         key: `task` keeps the events of a task in order; `root` those of a whole workflow, which
             may crowd one partition.
     """
@@ -32,17 +34,27 @@ class Topics:
     tasks: str = "taskq.task-events"
     workers: str = "taskq.worker-events"
     key: Literal["task", "root"] = "task"
+    messages: str = "taskq.messages"
 
     def route(self, event: Event) -> tuple[str, str]:
         """Return (topic, key) of an event."""
         if event.type.startswith("task."):
             return self.tasks, event.root_id if self.key == "root" else event.task_id
+        if event.type == MESSAGE:
+            return str(event.data.get("topic") or self.messages), str(
+                event.data.get("record_key") or event.subject
+            )
         return self.workers, event.subject
 
     @property
     def every(self) -> tuple[str, ...]:
         """All names, dead-letter topics included."""
-        return self.tasks, self.workers, self.tasks + DEAD, self.workers + DEAD
+        own = (self.tasks, self.workers, self.messages)
+        return *own, *(name + DEAD for name in own)
+
+    def dead(self, topic: str) -> str:
+        """Return the dead-letter topic; of a topic that a message names, it is the messages'."""
+        return (topic if topic in self.every else self.messages) + DEAD
 
 
 def describe(properties: Mapping[str, Any], timeout_s: float) -> dict[str, int]:
@@ -71,6 +83,32 @@ def describe(properties: Mapping[str, Any], timeout_s: float) -> dict[str, int]:
     except module_error() as error:
         raise KafkaError(f"Kafka does not answer: {masked(error, properties)}") from None
     return {name: len(topic.partitions) for name, topic in found.items()}
+
+
+def smallest_limit(properties: Mapping[str, Any], names: Sequence[str]) -> int:
+    """Return how many bytes a batch may have in each of some topics; 0 when Kafka does not tell.
+
+    Args:
+        properties: Of librdkafka.
+        names: The topics.
+    """
+    from confluent_kafka import admin
+
+    # Its stubs do not export the names.
+    resource: Any = vars(admin)["ConfigResource"]
+    kind: Any = vars(admin)["ResourceType"].TOPIC
+    client = make("AdminClient", properties)
+    asked = client.describe_configs(
+        [resource(kind, name) for name in names], request_timeout=_LIMIT_S
+    )
+    limits = []
+    for future in asked.values():
+        try:
+            limits.append(int(future.result(_LIMIT_S)["max.message.bytes"].value))
+        # Without the right to read them, or from a Kafka that tells none, the default stands.
+        except (module_error(), TimeoutError, KeyError, ValueError, TypeError):
+            return 0
+    return min(limits, default=0)
 
 
 def _reason(said: Sequence[Any], error: Exception, properties: Mapping[str, Any]) -> str:
