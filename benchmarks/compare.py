@@ -9,10 +9,11 @@ run in order of worth until the minutes are over; what there was no time for is 
 import argparse
 import json
 import os
+import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,13 @@ def order(cases: Sequence[str], rounds: int) -> list[tuple[int, str]]:
     return sorted(steps, key=lambda step: CASES[step[1]].rounds == 1)
 
 
+def likely_s(case: str, took_s: Mapping[str, float]) -> float:
+    """Return how long a case will take: as long as last time, or as the others on average."""
+    if case in took_s or not took_s:
+        return took_s.get(case, 0.0)
+    return statistics.mean(took_s.values())
+
+
 def run(options: argparse.Namespace, cases: Sequence[str], systems: Sequence[System]) -> list[Row]:
     """Measure until all is done or the time is over."""
     rows: list[Row] = []
@@ -78,7 +86,7 @@ def run(options: argparse.Namespace, cases: Sequence[str], systems: Sequence[Sys
     with tempfile.TemporaryDirectory() as name, Servers(Path(name)) as servers:
         for number, case in steps:
             begun_s = time.monotonic()
-            if begun_s + took_s.get(case, 0) > ends_s:
+            if begun_s + likely_s(case, took_s) > ends_s:
                 left_out.append(f"{case} ({number + 1})")
                 continue
             # Side by side: what slows the machine down for a minute slows all of them down.
