@@ -14,7 +14,7 @@ import pygal
 from pygal.style import Style
 from report import values
 
-CASES = ("no-ops, results off", "no-ops, results on", "every task fails once")
+CASES = ("no-ops results off", "no-ops results on", "every task fails once")
 _ROOT = Path(__file__).parents[1]
 _STYLE = Style(
     background="white",

@@ -31,7 +31,7 @@ def values(rows: Sequence[Row], case: str, system: str, key: str) -> list[float]
 
 def usual_per_s(rows: Sequence[Row], system: str) -> int:
     """Return how many no-ops with results a system ran in a second, 0 when it was not measured."""
-    found = values(rows, "no-ops, results on", system, "per_s")
+    found = values(rows, "no-ops results on", system, "per_s")
     return round(statistics.median(found)) if found else 0
 
 
