@@ -33,6 +33,7 @@ from rabbitmq4 import RabbitServer4  # noqa: E402
 from servers import RabbitServer, RedisServer, ServerMissing  # noqa: E402
 
 from taskq import TaskQ  # noqa: E402
+from taskq.cli.leaving import end_in_order  # noqa: E402
 from taskq.torture.account import Runs, unfinished, until  # noqa: E402
 from taskq.torture.campaign import isolated, make_client  # noqa: E402
 from taskq.torture.fleet import Fleet, Worker  # noqa: E402
@@ -323,7 +324,8 @@ def main() -> int:
     for name in arguments.places.split(","):
         for what in arguments.what:
             try:
-                with place(name) as here:
+                with contextlib.ExitStack() as stack, place(name) as here:
+                    end_in_order(stack)
                     found = measure[what](here)
             except ServerMissing as missing:
                 print(f"{name}: {missing}")

@@ -24,6 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from servers import RabbitServer, RedisServer  # noqa: E402
 
 from taskq import TaskQ  # noqa: E402
+from taskq.cli.leaving import end_in_order  # noqa: E402
 from taskq.errors import PublishError  # noqa: E402
 from taskq.torture.account import unfinished, until  # noqa: E402
 from taskq.torture.campaign import isolated, make_client  # noqa: E402
@@ -31,6 +32,8 @@ from taskq.torture.fleet import Fleet, Worker  # noqa: E402
 
 FAILING = 5
 """One of so many tasks fails, twice, and becomes a dead letter."""
+Samples = dict[str, list[tuple[float, float]]]
+"""(Hundred thousands of tasks done, MB) by process."""
 BATCH = 1000
 """Tasks confirmed at once; one batch of all of a part can take longer than `publish_timeout_s`."""
 
@@ -98,9 +101,8 @@ def slope(points: list[tuple[float, float]]) -> float:
     return sum((x - mean_x) * (y - mean_y) for x, y in points) / spread if spread else 0.0
 
 
-def soak(app: TaskQ, worker: Worker, tasks: int, part: int) -> dict[str, list[tuple[float, float]]]:
-    """Send and finish all tasks, part by part; return (hundred thousands done, MB) by process."""
-    samples: dict[str, list[tuple[float, float]]] = {}
+def soak(app: TaskQ, worker: Worker, tasks: int, part: int, samples: Samples) -> None:
+    """Send and finish all tasks, part by part, and add to the samples after each."""
     for start in range(0, tasks, part):
         began_s = time.monotonic()
         left = send_part(app, start, min(part, tasks - start))
@@ -124,7 +126,6 @@ def soak(app: TaskQ, worker: Worker, tasks: int, part: int) -> dict[str, list[tu
             samples.setdefault(name, []).append((done_tasks / 100_000, value))
             told.append(f"{name} {value:.1f} MB")
         print(f"{done_tasks:>9,} tasks, {rate:6.0f}/s: {', '.join(told)}", flush=True)
-    return samples
 
 
 def main() -> int:
@@ -136,24 +137,34 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=1.0, help="MB for 100,000 tasks")
     arguments = parser.parse_args()
     part = arguments.part or max(1000, arguments.tasks // 40)
-    with servers(arguments.place) as (broker, results), tempfile.TemporaryDirectory() as directory:
-        here = Path(directory)
-        settings = {"TASKQ_BROKER": broker, "TASKQ_RESULTS": results}
-        with isolated(here, {}), make_client(broker, results, "") as app:
-            fleet = Fleet(here, settings, count=1)
-            try:
-                fleet.fill()
-                samples = soak(app, fleet.workers[0], arguments.tasks, part)
-                code = fleet.workers[0].stop()
-            finally:
-                fleet.close()
-    slopes = {name: slope(points[len(points) // 2 :]) for name, points in samples.items()}
-    for name, value in slopes.items():
-        print(f"{name}: {value:+.2f} MB for 100,000 tasks")
+    samples: Samples = {}
+    code = 1
+    try:
+        with contextlib.ExitStack() as stack:
+            # In the background Ctrl-C does not reach it: TERM tells what was found so far.
+            end_in_order(stack)
+            code = run(stack, arguments.place, arguments.tasks, part, samples)
+    finally:
+        slopes = {name: slope(points[len(points) // 2 :]) for name, points in samples.items()}
+        for name, value in slopes.items():
+            print(f"{name}: {value:+.2f} MB for 100,000 tasks", flush=True)
     steep = [name for name, value in slopes.items() if value > arguments.limit]
     if steep or code:
         print(f"steeper than {arguments.limit:g}: {', '.join(steep) or 'none'}; exit code {code}")
     return 1 if steep or code else 0
+
+
+def run(stack: contextlib.ExitStack, place: str, tasks: int, part: int, samples: Samples) -> int:
+    """Start servers and a worker, soak them, and return the worker's exit code."""
+    broker, results = stack.enter_context(servers(place))
+    here = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    stack.enter_context(isolated(here, {}))
+    app = stack.enter_context(make_client(broker, results, ""))
+    fleet = Fleet(here, {"TASKQ_BROKER": broker, "TASKQ_RESULTS": results}, count=1)
+    stack.callback(fleet.close)
+    fleet.fill()
+    soak(app, fleet.workers[0], tasks, part, samples)
+    return fleet.workers[0].stop()
 
 
 if __name__ == "__main__":

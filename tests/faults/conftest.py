@@ -21,6 +21,17 @@ from site_of_faults import Site
 
 LONG = bool(os.environ.get("LONG") or os.environ.get("TORTURE"))
 OpenSite = Callable[..., Site]
+PLACES = ("sqlite", "rabbitmq", "rabbitmq4") if LONG else ("sqlite", "rabbitmq")
+"""Where workers die; what they do then does not depend on the version of RabbitMQ."""
+
+
+def urls_of(request: pytest.FixtureRequest, directory: Path) -> tuple[str, str]:
+    """Return the URLs of an empty broker and results store at the place that is the parameter."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{directory}/work.db"
+        return url, url
+    broker: str = request.getfixturevalue(f"{request.param}_url")
+    return broker, request.getfixturevalue("redis_url")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -59,14 +70,10 @@ def new_proxy() -> Iterator[Callable[[int], Proxy]]:
         proxy.close()
 
 
-@pytest.fixture(params=["sqlite", "rabbitmq"])
+@pytest.fixture(params=PLACES)
 def crash_fleet(request: pytest.FixtureRequest, tmp_path: Path) -> "Iterator[Fleet]":
     """Workers that may die, on an empty broker, with results."""
-    if request.param == "sqlite":
-        urls = (f"sqlite:///{tmp_path}/work.db",) * 2
-    else:
-        urls = (request.getfixturevalue("rabbitmq_url"), request.getfixturevalue("redis_url"))
-    made = Fleet(tmp_path, *urls)
+    made = Fleet(tmp_path, *urls_of(request, tmp_path))
     yield made
     made.close()
 

@@ -240,19 +240,24 @@ def test_an_interrupted_torture_leaves_nothing_behind(
         },
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        # A shell starts what runs in the background with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
+    workers: list[int] = []
     try:
         workers = until(lambda: workers_of(torturer, process), "two workers that consume", 90)
 
         process.send_signal(number)
-        code = process.wait(60)
+        code = process.wait(120)
+
+        assert code == 128 + number
+        until(lambda: not any(map(alive, workers)), "the end of the workers", 60)
+        assert not list(torturer.temporary.iterdir())
     finally:
         process.kill()
         process.wait()
-
-    assert code == 128 + number
-    until(lambda: not any(map(alive, workers)), "the end of the workers", 60)
-    assert not list(torturer.temporary.iterdir())
+        for pid in filter(alive, workers):
+            os.kill(pid, signal.SIGKILL)
 
 
 def workers_of(torturer: Torturer, process: "subprocess.Popen[bytes]") -> list[int]:
