@@ -64,7 +64,7 @@ class Worker:
         """Return everything it wrote so far."""
         return self.output.read_text(errors="replace")
 
-    def until_log(self, text: str, count: int = 1, timeout_s: float = 20.0) -> None:
+    def until_log(self, text: str, count: int = 1, timeout_s: float = 90.0) -> None:
         """Wait until it wrote a text so many times."""
         deadline = time.monotonic() + timeout_s
         while self.log().count(text) < count:

@@ -22,7 +22,7 @@ from site_of_faults import Site
 LONG = bool(os.environ.get("LONG") or os.environ.get("TORTURE"))
 OpenSite = Callable[..., Site]
 PLACES = ("sqlite", "rabbitmq", "rabbitmq4") if LONG else ("sqlite", "rabbitmq")
-"""Where workers die; what they do then does not depend on the version of RabbitMQ."""
+"""Where fleets work; settlement and restarts hardly depend on the version of RabbitMQ."""
 
 
 def urls_of(request: pytest.FixtureRequest, directory: Path) -> tuple[str, str]:
