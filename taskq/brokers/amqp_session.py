@@ -110,6 +110,8 @@ async def _connect_one(
 def _connect_error(endpoint: Endpoint, error: Any) -> Exception:
     root = _root(error)
     where = endpoint.address
+    if _was_cut(root):
+        return BrokerUnavailable(f"cannot connect to RabbitMQ at {where}: {root}")
     if isinstance(root, ProbableAuthenticationError):
         user = endpoint.parameters.credentials.username
         return AccessDenied(
@@ -125,6 +127,16 @@ def _connect_error(endpoint: Endpoint, error: Any) -> Exception:
             f"or the user may not use it ({describe(root)})"
         )
     return BrokerUnavailable(f"cannot connect to RabbitMQ at {where}: {describe(root)}")
+
+
+def _was_cut(error: Any) -> bool:
+    """Return whether pika takes a line that broke in the middle of the handshake for a refusal.
+
+    RabbitMQ refuses in words (403, 530). A line that ends without any was cut, by a restart or the
+    network: taken for a refusal, it would end workers for good, and sends without another try.
+    """
+    probable = isinstance(error, ProbableAuthenticationError | ProbableAccessDeniedError)
+    return probable and "StreamLostError" in str(error)
 
 
 def _root(error: Any) -> Any:
