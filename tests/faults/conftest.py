@@ -35,11 +35,10 @@ def urls_of(request: pytest.FixtureRequest, directory: Path) -> tuple[str, str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the long forms the time they need."""
-    if LONG:
-        for item in items:
-            if Path(__file__).parent in item.path.parents:
-                item.add_marker(pytest.mark.timeout(3600))
+    """Give these the time they need: the long forms, and servers that boot on a busy machine."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(3600 if LONG else 600))
 
 
 @pytest.fixture

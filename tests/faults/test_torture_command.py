@@ -69,7 +69,7 @@ class Torturer:
             },
             capture_output=True,
             text=True,
-            timeout=3600 if LONG else 170,
+            timeout=3600 if LONG else 500,
             check=False,
         )
 
