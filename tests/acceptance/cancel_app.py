@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import re
 import time
+from pathlib import Path
 
 from work_app import AT_ONCE, app, note
 
@@ -130,3 +131,15 @@ async def anap_again(self, sleep_s):
     note(self)
     await asyncio.sleep(sleep_s)
     return "well"
+
+
+@app.task(name="wait_for_file", bind=True, max_retries=0)
+def wait_for_file(self, path):
+    """Return once a file is there."""
+    note(self)
+    deadline = time.monotonic() + 90
+    while not Path(path).exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(path)
+        time.sleep(0.02)
+    return "done"

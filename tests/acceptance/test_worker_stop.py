@@ -58,6 +58,30 @@ def test_running_tasks_finish_within_the_grace(fleet: Fleet, pool: str) -> None:
 
 
 @pytest.mark.parametrize("pool", POOLS)
+def test_a_worker_that_drains_still_answers(fleet: Fleet, pool: str) -> None:
+    """Whoever waits for a deployment wants to see what it waits for."""
+    worker = fleet.start("--grace", "60", pool=pool, slots=1, app="cancel_app:app")
+    released = fleet.directory / "released"
+    handle = fleet.send("wait_for_file", str(released))
+    fleet.until_runs(1, timeout_s=60)
+
+    worker.signal(signal.SIGTERM)
+    worker.until_log("tasks in hand, grace", timeout_s=60)
+
+    def seen() -> bool:
+        answers = fleet.app.broker.ask({"command": "active"}, 1.0)
+        return any(
+            task["id"] == handle.id for answer in answers for task in answer.get("tasks", [])
+        )
+
+    until(seen, "the answer of the draining worker", 60)
+    assert worker.process.poll() is None
+    released.touch()
+    assert handle.get(timeout=60) == "done"
+    assert worker.wait(60) == 0
+
+
+@pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("way", ["QUIT", "INT INT"])
 def test_a_cold_stop_requeues_what_runs_without_charging_it(
     fleet: Fleet, pool: str, way: str
