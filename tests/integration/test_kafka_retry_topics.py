@@ -206,8 +206,8 @@ def test_a_circuit_breaker_pauses_and_keeps_the_membership(
             raise OSError("the service is away")
 
     # Without asking Kafka for `max.poll.interval.ms` a member is thrown out.
-    short = {**given, "session.timeout.ms": 6000, "max.poll.interval.ms": 6000}
-    breaker = CircuitBreaker(failures=3, window_s=60, reset_s=8, on=OSError)
+    short = {**given, "session.timeout.ms": 10_000, "max.poll.interval.ms": 10_000}
+    breaker = CircuitBreaker(failures=3, window_s=60, reset_s=11, on=OSError)
     consumer = EventConsumer(short, group, [topic], circuit_breaker=breaker)
     gained: list[int] = []
     reader = consumer._reader
@@ -217,7 +217,7 @@ def test_a_circuit_breaker_pauses_and_keeps_the_membership(
 
     running.until(lambda: consumer.circuit == "open", "the breaker to open")
     assert len(calls) == 3
-    # From now on it would work; for eight seconds nothing is tried.
+    # From now on it would work; for eleven seconds nothing is tried.
     service.set()
     assert committed(given, group, topic) == {}
     running.until(lambda: consumer.handled == 12, "all events")
