@@ -7,12 +7,12 @@ from conftest import OpenSite
 from site_of_faults import Site
 
 
-@pytest.fixture(params=["sqlite", "rabbitmq"])
+@pytest.fixture(params=["sqlite", "rabbitmq_url", "rabbitmq4_url"])
 def site(request: pytest.FixtureRequest, new_site: OpenSite, tmp_path: Path) -> Site:
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path}/faults.db"
         return new_site(url, url)
-    return new_site(request.getfixturevalue("rabbitmq_url"), request.getfixturevalue("redis_url"))
+    return new_site(request.getfixturevalue(request.param), request.getfixturevalue("redis_url"))
 
 
 def test_workers_that_die_at_random_moments_lose_nothing(site: Site, seconds: float) -> None:

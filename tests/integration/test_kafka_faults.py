@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kafka_helpers import Stored, deduplicated, publish_runs, read_topic
+from kafka_helpers import Stored, count_records, deduplicated, publish_runs, read_topic
 from kafka_server import KafkaServer
 from processes import wait_for
 from servers import RabbitServer
@@ -187,11 +187,16 @@ def test_kills_lose_nothing_and_double_nothing(
     def carried() -> bool:
         # A broker that has just started leads no partition yet.
         with contextlib.suppress(KafkaException):
+            if count_records(private_kafka.bootstrap, TASKS) < len(wanted):
+                return False
             stored[:] = read_topic(private_kafka.bootstrap, TASKS)
         return len({(i.event.source, i.event.sequence) for i in stored}) >= len(wanted)
 
     with contextlib.suppress(TimeoutError):
         wait_for(carried, 1200 if SOAK else 120, "all events in the topic")
+    if not stored:
+        # Too few: which ones, and what the bridge said, is what the failure should show.
+        stored += read_topic(private_kafka.bootstrap, TASKS)
     code = bridge.end(signal.SIGTERM)
     broker.close()
 
