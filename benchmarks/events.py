@@ -28,8 +28,11 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(HERE)]
 
 from soak import memory_mb, slope  # noqa: E402
+from stage import Servers, Stage  # noqa: E402
+from systems import SYSTEMS  # noqa: E402
 from tree import cpu_s  # noqa: E402
 
+from taskq import TaskQ  # noqa: E402
 from taskq.events.bus import Record, Recorder  # noqa: E402
 from taskq.events.schema import read_batch  # noqa: E402
 from taskq.ids import new_id  # noqa: E402
@@ -228,56 +231,87 @@ def bridge(options: argparse.Namespace) -> int:
     return 0 if have == wanted else 1
 
 
+def recording_us(tasks: int = 5000, rounds: int = 30) -> float:
+    """Return the least CPU of a task for making its records and packing them, in microseconds."""
+    from taskq.brokers.base import Delivery
+    from taskq.envelope import Envelope
+    from taskq.message import Message
+    from taskq.worker.endings import Ending
+    from taskq.worker.held import Held
+    from taskq.worker.report import Report
+
+    report, best_s = Report("shop", "w1"), float("inf")
+    for _ in range(rounds):
+        batch = []
+        for tag in range(tasks):
+            message = Message("bench.noop", new_id(), b"")
+            held = Held(tag, Delivery(tag, "default", message), Envelope(), None)
+            held.received_us = time.time_ns() // 1000
+            batch.append((held, Ending("SUCCESS", runtime_us=50)))
+        start_s = time.process_time()
+        for at in range(0, tasks, 100):
+            report.ended(batch[at : at + 100])
+        while report.recorder.take() is not None:
+            pass
+        best_s = min(best_s, time.process_time() - start_s)
+    return best_s / tasks * 1e6
+
+
+def stages(servers: Servers, name: str, **env: str) -> Stage:
+    """Return taskq in a fresh namespace."""
+    own = next(system for system in SYSTEMS if system.name == name)
+    return Stage(own, servers, Path(sys.prefix), results=False, env=env)
+
+
 def cost(options: argparse.Namespace) -> int:
     """Drain no-ops with events on, durable and off, in turns; CPU of the whole worker tree."""
-    import run
-
+    tell("cost of recording", us_per_task=round(recording_us(), 2))
     spent: dict[str, list[float]] = {}
     with (
         tempfile.TemporaryDirectory(prefix="te") as name,
-        run.servers("rabbitmq", Path(name)) as env,
+        Servers(Path(name)) as servers,
     ):
         for _ in range(options.rounds):
             for mode in ("off", "on", "durable"):
-                row = run.drain({**env, "TASKQ_EVENTS": mode}, options.tasks, False)
-                spent.setdefault(mode, []).append(row["CPU us/task"])
-                tell(f"cost {mode}", us_per_task=row["CPU us/task"], tasks_per_s=row["tasks/s"])
+                stage = stages(servers, "taskq", BENCH_EVENTS=mode)
+                stage.send("fill", count=options.tasks)
+                row = stage.drain(options.tasks)
+                spent.setdefault(mode, []).append(row["cpu_us"])
+                tell(f"cost {mode}", us_per_task=row["cpu_us"], tasks_per_s=row["per_s"])
     off = spent.pop("off")
     for mode, values in spent.items():
-        pairs = [value - base for value, base in zip(values, off, strict=True)]
+        pairs = [round(value - base, 1) for value, base in zip(values, off, strict=True)]
         tell(f"cost {mode} - off", median_us=round(statistics.median(pairs), 1), pairs=pairs)
     return 0
 
 
 def rpc(options: argparse.Namespace) -> int:
     """Time `app.rpc`: one call after the other, then a thousand at once."""
-    import run
-
-    with tempfile.TemporaryDirectory(prefix="te") as name:
-        for backend in ("sqlite", "rabbitmq"):
-            with run.servers(backend, Path(name)) as env:
-                one_backend(backend, {**env, "TASKQ_RESULTS": "off"}, options.calls)
+    with (
+        tempfile.TemporaryDirectory(prefix="te") as name,
+        Servers(Path(name)) as servers,
+    ):
+        for backend in ("taskq SQLite", "taskq"):
+            one_backend(backend, stages(servers, backend), options.calls)
     return 0
 
 
-def one_backend(backend: str, env: dict[str, str], calls: int) -> None:
+def one_backend(backend: str, stage: Stage, calls: int) -> None:
     """Time the calls on one broker."""
-    import run
-
-    app = run.fresh_app(env)
-    with run.worker(env, "-c", "1", "-l", "warning"):
+    app = TaskQ("bench", broker=stage.broker)
+    with stage.worker():
         for value in range(20):
-            app.rpc("bench.echo", (value,), timeout=60)
+            app.rpc("echo", (value,), timeout=60)
         waits = []
         for value in range(calls):
             start = time.perf_counter()
-            if app.rpc("bench.echo", (value,), timeout=60) != value:
+            if app.rpc("echo", (value,), timeout=60) != value:
                 raise SystemExit("a wrong answer")
             waits.append((time.perf_counter() - start) * 1000)
         answers: dict[int, int] = {}
 
         def call(value: int) -> None:
-            answers[value] = app.rpc("bench.echo", (value,), timeout=120)
+            answers[value] = app.rpc("echo", (value,), timeout=120)
 
         threads = [threading.Thread(target=call, args=(value,)) for value in range(1000)]
         start = time.perf_counter()

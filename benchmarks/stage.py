@@ -69,6 +69,7 @@ class Stage:
     Attributes:
         system: Which.
         results: Whether it keeps results.
+        broker: URL of its broker.
         usual_per_s: What it runs in a second when there is nothing else to do; 0 when unknown.
     """
 
@@ -86,7 +87,7 @@ class Stage:
         self.usual_per_s = 0
         self._python = sys.executable if system.own else str(peers / "bin/python")
         self._counts = Path(tempfile.mkdtemp(dir=servers.directory))
-        broker = servers.url(system.broker)
+        self.broker = broker = servers.url(system.broker)
         same = system.results == system.broker != "redis"
         kept = broker if same else servers.url(system.results)
         if system.broker == system.results == "redis":

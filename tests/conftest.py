@@ -20,9 +20,14 @@ from typing import Any, TypeVar
 
 import processes
 import pytest
+from hypothesis import HealthCheck, settings
 from kafka_server import GivenKafka, KafkaServer, MockKafka
 from rabbitmq4 import RabbitServer4
 from servers import RabbitServer, RedisServer, ServerMissing
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+settings.register_profile("taskq", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("taskq")
 
 for _name in [name for name in os.environ if name.startswith("TASKQ_")]:
     # Someone's own settings would decide what the tests talk to.
