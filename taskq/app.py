@@ -17,7 +17,7 @@ from taskq.config import Settings, app_settings, nearest
 from taskq.declare import Declare, DeclareBound, register
 from taskq.errors import ConfigError, PublishError
 from taskq.events.bus import ProcessRecorder
-from taskq.events.client import SentReport
+from taskq.events.client import SentReport, Shortened
 from taskq.flow.sending import Claims, stamp
 from taskq.hooks import Hooks
 from taskq.messaging import Messaging
@@ -341,7 +341,12 @@ class TaskQ(CancelMethods, Hooks, Messaging):
 
     def _begin(self, prepared: Sequence[Prepared]) -> Publishing:
         batch = [item.outgoing for item in prepared]
-        publishing = self._sent.submit(self._outbox(), batch)
+        outbox = self._outbox()
+        with self._sent.order:
+            reported = self._sent.added_to(batch)
+            publishing = outbox.submit(reported, self.settings.publish_timeout_s)
+        if len(reported) > len(batch):
+            publishing = Shortened(publishing, len(batch))
         # While the broker works on its confirm, PENDING is written: it costs no latency.
         store = self.results
         if store is not None:

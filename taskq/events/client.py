@@ -2,16 +2,14 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
-from taskq.brokers.base import Broker, Outgoing, Publishing
+from taskq.brokers.base import Outgoing, Publishing
 from taskq.config import Settings
 from taskq.errors import DecodeError, PublishError
 from taskq.events.bus import ProcessRecorder, Record
 from taskq.events.redact import redacted
-
-if TYPE_CHECKING:
-    from taskq.brokers.spool import Spool
 
 
 class SentReport:
@@ -21,25 +19,22 @@ class SentReport:
         self._recorder = recorder
         self._settings = settings
 
-    def submit(self, outbox: "Broker | Spool", batch: Sequence[Outgoing]) -> Publishing:
-        """Begin to send messages and their report.
+    @property
+    def order(self) -> AbstractContextManager[object]:
+        """What is held while messages and their report are given to the broker."""
+        if self._settings.events == "off":
+            return nullcontext()
+        self._recorder()
+        return self._recorder.order
 
-        Args:
-            outbox: What sends.
-            batch: The messages.
-        """
-        timeout_s = self._settings.publish_timeout_s
+    def added_to(self, batch: Sequence[Outgoing]) -> Sequence[Outgoing]:
+        """Return the messages with the report behind them, where there is one; in `order`."""
         if self._settings.events == "off" or not batch:
-            return outbox.submit(batch, timeout_s)
-        records = [self._record(item) for item in batch]
+            return batch
         recorder = self._recorder()
-        with self._recorder.order:
-            recorder.add(records)
-            report = recorder.take()
-            if report is None:
-                return outbox.submit(batch, timeout_s)
-            publishing = outbox.submit([*batch, report], timeout_s)
-        return Shortened(publishing, len(batch))
+        recorder.add([self._record(item) for item in batch])
+        report = recorder.take()
+        return batch if report is None else [*batch, report]
 
     def _record(self, item: Outgoing) -> Record:
         if not self._settings.event_arguments:
