@@ -22,7 +22,13 @@ from taskq.errors import (
 )
 from taskq.events.kafka.client import KafkaError
 from taskq.events.kafka.member import RecordConsumer, Slot
-from taskq.events.kafka.process import health_port, metrics_text, stopped_by_signals
+from taskq.events.kafka.process import (
+    EX_OK,
+    EX_TEMPFAIL,
+    health_port,
+    metrics_text,
+    stopped_by_signals,
+)
 from taskq.events.kafka.reading import Place
 from taskq.events.kafka.record import Record, read
 from taskq.flow.spec import CircuitBreaker
@@ -34,7 +40,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("taskq.intake")
 
-EX_OK, EX_TEMPFAIL = 0, 75
 _AWAY: Final = (PublishError, BrokerUnavailable, ResultsUnavailable)
 _BREAKER: Final = CircuitBreaker(failures=1, window_s=60, reset_s=1, on=_AWAY)
 _HEADER_BYTES: Final = 4096

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from taskq.config import Settings
     from taskq.events.bus import Recorder
 
-READER: Final = "kafka"
 _LONGEST: Final = 249
 
 
@@ -157,6 +156,7 @@ class KafkaMethods:
     def _message_source(self) -> "Recorder":
         """Return the source of this process's messages, after the bridge's queue was made."""
         from taskq.events.bus import Recorder
+        from taskq.events.schema import KAFKA_READER
 
         key = (os.getpid(), id(self.broker))
         known: tuple[tuple[int, int], Recorder] | None = self.__dict__.get("_kafka_source")
@@ -165,7 +165,7 @@ class KafkaMethods:
         feed = None
         try:
             # Without its queue, what is published before the first bridge starts would be lost.
-            feed = self.broker.events(READER, 1)
+            feed = self.broker.events(KAFKA_READER, 1)
         except BrokerUnavailable:
             # Publishing reports it, within its own time.
             return Recorder(self.name)

@@ -55,8 +55,8 @@ class ControlListener:
         address = fields.get("reply_to")
         try:
             answer = self._sink.control(request)
+        # A request may come from a newer or a faulty tool; the worker goes on.
         except Exception:
-            # A request may come from a newer or a faulty tool; the worker goes on.
             log.exception("control request failed command=%s", request.get("command"))
             return
         if answer is not None and address:
@@ -69,6 +69,7 @@ class ControlListener:
             raise DecodeError(f"it takes {len(body):,} bytes")
         try:
             request = msgpack.unpackb(body)
+        # Whatever msgpack raises on foreign bytes.
         except Exception as error:
             raise DecodeError(f"not msgpack: {error}") from error
         if not isinstance(request, dict) or not isinstance(request.get("command"), str):
@@ -89,6 +90,7 @@ async def ask(
     def collect(_: Any, method: Any, properties: Any, body: bytes) -> None:
         try:
             answer = msgpack.unpackb(body)
+        # Whatever msgpack raises: one bad answer must not keep the others from being read.
         except Exception as error:
             log.warning("ignoring an answer that is not msgpack: %s", error)
             return

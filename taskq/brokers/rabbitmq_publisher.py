@@ -189,7 +189,7 @@ class Publisher:
             session = await open_session(connection, loop, REPLY_TIMEOUT_S)
             session.channel.add_on_return_callback(self._on_return)
             await session.call("confirm_delivery", self._on_confirm)
-        except BaseException:
+        except BaseException:  # Also a cancellation: nobody else knows of the connection yet.
             abort(connection)
             raise
         session.closed.add_done_callback(lambda _: self._on_channel_closed(session))

@@ -101,6 +101,7 @@ class RabbitReplay(Replay):
     def __enter__(self) -> "RabbitReplay":
         try:
             self._io.run(self._begin(), 3 * _STEP_TIMEOUT_S)
+        # Also an interrupt: no `with` block ends what did not begin, and its messages stay held.
         except BaseException:
             self.__exit__()
             raise

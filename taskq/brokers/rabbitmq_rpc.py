@@ -120,6 +120,7 @@ class RpcClient:
         try:
             session = await open_session(connection, loop)
             await session.call("basic_consume", REPLY_TO, self._answered, auto_ack=True)
+        # Also a cancellation: nobody else knows of the connection yet.
         except BaseException:
             abort(connection)
             raise

@@ -5,9 +5,25 @@ from typing import Any, Literal
 
 import click
 
-from taskq.cli.framework import Group, app_place, import_app, log_level
+from taskq.cli.framework import Group, app_place, import_app, log_level, several
 from taskq.errors import ConfigError
 from taskq.events.kafka.topics import Topics
+
+kafka_options = several(
+    click.option("--bootstrap", metavar="HOST:PORT", help="Kafka's servers, separated by commas."),
+    click.option(
+        "-X", "words", multiple=True, metavar="NAME=VALUE", help="Any property of librdkafka."
+    ),
+)
+process_options = several(
+    click.option(
+        "--health-port",
+        type=click.IntRange(0, 65535),
+        default=0,
+        help="Port of /livez, /readyz and /metrics.",
+    ),
+    click.option("--log-format", type=click.Choice(["text", "json"]), default="text"),
+)
 
 
 @click.group(cls=Group, examples="taskq bridge kafka -A shop:app --bootstrap localhost:9092")
@@ -23,10 +39,7 @@ def bridge() -> None:
         -X sasl.username=taskq
     """
 )
-@click.option("--bootstrap", metavar="HOST:PORT", help="Kafka's servers, separated by commas.")
-@click.option(
-    "-X", "words", multiple=True, metavar="NAME=VALUE", help="Any property of librdkafka."
-)
+@kafka_options
 @click.option("--task-topic", default=Topics().tasks, show_default=True, metavar="NAME")
 @click.option("--worker-topic", default=Topics().workers, show_default=True, metavar="NAME")
 @click.option("--message-topic", default=Topics().messages, show_default=True, metavar="NAME")
@@ -41,13 +54,7 @@ def bridge() -> None:
 @click.option(
     "--replication", type=int, default=-1, help="Copies of a partition; the broker's default."
 )
-@click.option(
-    "--health-port",
-    type=click.IntRange(0, 65535),
-    default=0,
-    help="Port of /livez, /readyz and /metrics.",
-)
-@click.option("--log-format", type=click.Choice(["text", "json"]), default="text")
+@process_options
 def kafka(
     bootstrap: str | None,
     words: tuple[str, ...],
@@ -84,20 +91,11 @@ def kafka(
     taskq bridge from-kafka -A shop:app --group billing --health-port 8080
     """,
 )
-@click.option("--bootstrap", metavar="HOST:PORT", help="Kafka's servers, separated by commas.")
-@click.option(
-    "-X", "words", multiple=True, metavar="NAME=VALUE", help="Any property of librdkafka."
-)
+@kafka_options
 @click.option(
     "--group", "groups", multiple=True, metavar="NAME", help="Only this group; all by default."
 )
-@click.option(
-    "--health-port",
-    type=click.IntRange(0, 65535),
-    default=0,
-    help="Port of /livez, /readyz and /metrics.",
-)
-@click.option("--log-format", type=click.Choice(["text", "json"]), default="text")
+@process_options
 def from_kafka(
     bootstrap: str | None,
     words: tuple[str, ...],

@@ -84,6 +84,7 @@ def run_guarded(run: Callable[[], Any]) -> int:
         # Who reads has read enough; at exit Python would flush, and complain, once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EX_OK
+    # A user gets words and an exit code for whatever it is, never a traceback unasked.
     except Exception as error:
         return _explain(error)
     return code if isinstance(code, int) else EX_OK

@@ -95,6 +95,7 @@ class Database:
         except sqlite3.Error as error:
             self._roll_back(connection, error)
             raise faults.explain(error, self.label) from error
+        # Whatever the block raised, also an interrupt: the lock on the file must not stay.
         except BaseException:
             self._roll_back(connection, None)
             raise

@@ -34,6 +34,8 @@ CONTENT_TYPE: Final = "application/cloudevents+json; charset=UTF-8"
 
 MESSAGE: Final = "message.published"
 """Type of an event that carries a message of the app's own to Kafka."""
+KAFKA_READER: Final = "kafka"
+"""Name under which the bridge to Kafka reads; its queue keeps what waits for it."""
 
 TASK_STATES: Final[Mapping[str, str]] = {
     "task.sent": "PENDING",

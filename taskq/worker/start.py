@@ -8,6 +8,7 @@ import os
 import socket
 
 from taskq.config import WorkerSettings
+from taskq.errors import ConfigError
 from taskq.worker import template
 from taskq.worker.launcher import TemplateLauncher
 
@@ -18,8 +19,24 @@ def worker_name(settings: WorkerSettings) -> str:
     return settings.name.replace("%h", host) if settings.name else f"{host}-{os.getpid()}"
 
 
+def named_app(settings: WorkerSettings) -> str:
+    """Return where the app is.
+
+    Raises:
+        ConfigError: If nothing says so.
+    """
+    if not settings.app:
+        raise ConfigError("which app? use -A module:name, or set TASKQ_APP")
+    return settings.app
+
+
 def start_template(settings: WorkerSettings) -> TemplateLauncher | None:
-    """Start the template of a worker; None where its settings ask for none."""
-    if settings.pool == "solo" or not settings.app:
+    """Start the template of a worker; None for `solo`, which has none.
+
+    Raises:
+        ConfigError: If the settings name no app.
+    """
+    place = named_app(settings)
+    if settings.pool == "solo":
         return None
-    return TemplateLauncher(template.serve, settings.app, worker_name(settings))
+    return TemplateLauncher(template.serve, place, worker_name(settings))

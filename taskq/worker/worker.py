@@ -28,7 +28,7 @@ from taskq.worker.hub import Hub
 from taskq.worker.launcher import AnyLauncher, LocalLauncher, TemplateLauncher
 from taskq.worker.lifecycle import SIGNALS, Lifecycle
 from taskq.worker.manifest import Manifest
-from taskq.worker.start import start_template, worker_name
+from taskq.worker.start import named_app, worker_name
 
 log = logging.getLogger("taskq.worker")
 
@@ -52,23 +52,18 @@ def open_stores(
     return broker, store
 
 
-def run_worker(settings: WorkerSettings, launcher: TemplateLauncher | None = None) -> int:
+def run_worker(settings: WorkerSettings, launcher: TemplateLauncher | None) -> int:
     """Run a worker until it stops and return its exit code.
 
     Args:
         settings: The worker's settings.
-        launcher: From `start_template` with the same settings.
+        launcher: From `start_template` with the same settings; None runs tasks in this process.
 
     Raises:
         ConfigError: If the app cannot be imported or a setting cannot be used.
     """
-    if not settings.app:
-        raise ConfigError("which app? use -A module:name, or set TASKQ_APP")
-    if settings.pool == "solo":
-        return _run_solo(load_app(settings.app), settings)
-    launcher = launcher or start_template(settings)
     if launcher is None:
-        raise ConfigError(f"no such pool: {settings.pool}")
+        return _run_solo(load_app(named_app(settings)), settings)
     try:
         manifest = launcher.manifest()
         _refuse_memory(manifest.settings)

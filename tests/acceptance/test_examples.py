@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from example_runs import ROOT, run_example
 from kafka_server import GivenKafka, KafkaServer
 
-ROOT = Path(__file__).parents[2]
 EXAMPLES = [
     "quickstart.py",
     "retries.py",
@@ -29,7 +29,6 @@ EXAMPLES = [
 SHOP = "shop/main.py"
 CHECKSUMS = "checksums/main.py"
 STREAMS = "streams/main.py"
-TIMEOUT_S = 150
 
 Servers = dict[str, str]
 SERVERS = pytest.mark.parametrize("servers", ["embedded", "rabbitmq"], indirect=True)
@@ -44,20 +43,6 @@ def servers(request: pytest.FixtureRequest) -> Servers:
         "TASKQ_BROKER": request.getfixturevalue("rabbitmq_url"),
         "TASKQ_RESULTS": request.getfixturevalue("redis_url"),
     }
-
-
-def run_example(
-    name: str, *words: str, servers: Servers, directory: Path
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error", str(ROOT / "examples" / name), *words],
-        cwd=directory,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **servers},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
 
 
 @SERVERS

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from kafka_helpers import read_topic
+from kafka_helpers import fill, numbered, read_topic
 from kafka_server import GivenKafka, KafkaServer
 from processes import wait_for
 
@@ -38,23 +38,6 @@ def topic(given: dict[str, Any]) -> str:
     return name
 
 
-def events(count: int, keys: int = 5, first: int = 1) -> list[Event]:
-    return [
-        Event("/taskq/a/n/1", n, "task.sent", 1_000_000 * n, {"task_id": f"k{n % keys}"})
-        for n in range(first, first + count)
-    ]
-
-
-def fill(given: dict[str, Any], topic: str, what: Sequence[Event | bytes]) -> None:
-    with Producer(given) as producer:
-        for item in what:
-            if isinstance(item, bytes):
-                producer.send(topic, item)
-            else:
-                value = json.dumps(to_cloudevent(item)).encode()
-                producer.send(topic, value, key=item.task_id)
-
-
 @pytest.fixture
 def consumers(given: dict[str, Any], topic: str) -> Iterator[Any]:
     """Makes members of one group."""
@@ -81,7 +64,7 @@ def taken(consumer: EventConsumer, count: int) -> list[Event]:
 def test_an_aborted_transaction_is_never_seen(given: dict[str, Any], topic: str) -> None:
     """All or nothing for readers of committed records; a second try is seen."""
     producer = Producer(given, transactional_id=topic)
-    batch = events(4)
+    batch = numbered(4)
 
     def send(what: Sequence[Event]) -> None:
         for event in what:
@@ -135,13 +118,13 @@ def test_duplicates_and_garbage_do_not_reach_the_handler(
     given: dict[str, Any], topic: str, consumers: Any
 ) -> None:
     """What a bridge that was killed sends again is dropped, also by the next member."""
-    batch = events(30)
+    batch = numbered(30)
     fill(given, topic, [*batch[:20], b"garbage", *batch[10:]])
     first = consumers()
 
     got = taken(first, 30)
     first.close()
-    fill(given, topic, [*batch[15:], *events(1, first=31)])
+    fill(given, topic, [*batch[15:], *numbered(1, first=31)])
     second = consumers()
     later = taken(second, 1)
 
@@ -154,7 +137,7 @@ def test_a_handler_that_fails_loses_nothing(
     given: dict[str, Any], topic: str, consumers: Any
 ) -> None:
     """Its event and those behind it in the partition come again to the next member."""
-    fill(given, topic, events(40))
+    fill(given, topic, numbered(40))
     done: list[int] = []
 
     def handler(event: Event) -> None:
@@ -186,7 +169,7 @@ def test_concurrent_handlers_keep_the_order_of_each_key(
     given: dict[str, Any], topic: str, consumers: Any
 ) -> None:
     """Ten threads; events of one key never overtake each other."""
-    fill(given, topic, events(200, keys=10))
+    fill(given, topic, numbered(200, keys=10))
     seen: dict[str, list[int]] = {}
     threads: set[str] = set()
     lock = threading.Lock()
@@ -217,12 +200,12 @@ def test_two_members_share_the_partitions(
     ]
     for thread in threads:
         thread.start()
-    fill(given, topic, events(60))
+    fill(given, topic, numbered(60))
     wait_for(lambda: len(set(got)) >= 60, 90, "sixty events")
     members[0].stop()
     threads[0].join()
     members[0].close()
-    fill(given, topic, events(60, first=61))
+    fill(given, topic, numbered(60, first=61))
     wait_for(lambda: len(set(got)) >= 120, 90, "sixty more")
     members[1].stop()
     threads[1].join()
@@ -252,14 +235,14 @@ def test_replay_gives_exact_ranges(given: dict[str, Any], topic: str) -> None:
 
 def test_seek_goes_back(given: dict[str, Any], topic: str, consumers: Any) -> None:
     """What was handled is not handled again, unless that is wanted."""
-    fill(given, topic, events(10, keys=1))
+    fill(given, topic, numbered(10, keys=1))
     consumer = consumers()
     got = taken(consumer, 10)
     bootstrap = given["bootstrap.servers"]
     (partition,) = {item.partition for item in read_topic(bootstrap, topic)}
 
     consumer.seek(topic, partition, 2)
-    fill(given, topic, events(1, keys=1, first=11))
+    fill(given, topic, numbered(1, keys=1, first=11))
     more = taken(consumer, 1)
     consumer.forget()
     consumer.seek(topic, partition, 4)

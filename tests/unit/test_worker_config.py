@@ -9,8 +9,7 @@ from taskq.config import WorkerSettings, worker_settings
 from taskq.errors import ConfigError
 from taskq.worker.pool import layout
 from taskq.worker.profile import load_profile
-from taskq.worker.start import worker_name
-from taskq.worker.worker import run_worker
+from taskq.worker.start import start_template, worker_name
 
 
 def test_options_win_over_environment_over_profile_over_file(
@@ -82,4 +81,4 @@ def test_a_profile_that_is_missing_is_an_error(tmp_path: Path) -> None:
 
 def test_a_worker_needs_an_app() -> None:
     with pytest.raises(ConfigError, match="which app"):
-        run_worker(WorkerSettings())
+        start_template(WorkerSettings())

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from taskq.errors import ConfigError
 
+EX_OK, EX_TEMPFAIL = 0, 75
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _HTTP_S: Final = 5.0
 

@@ -11,13 +11,18 @@ from taskq.brokers.base import Broker
 from taskq.errors import ConfigError
 from taskq.events.kafka.bridge import Bridge
 from taskq.events.kafka.client import KafkaError
-from taskq.events.kafka.process import health_port, metrics_text, stopped_by_signals
+from taskq.events.kafka.process import (
+    EX_OK,
+    EX_TEMPFAIL,
+    health_port,
+    metrics_text,
+    stopped_by_signals,
+)
 from taskq.events.kafka.topics import Topics, create, describe, smallest_limit
+from taskq.events.schema import KAFKA_READER
 
 log = logging.getLogger("taskq.bridge")
 
-EX_OK, EX_TEMPFAIL = 0, 75
-READER: Final = "kafka"
 _ASK_S: Final = 5.0
 _RETRY_S: Final = 1.0
 _BATCH_BYTES: Final = 1_000_000
@@ -154,7 +159,7 @@ class Service:
 
     def _carry(self) -> None:
         settings = self._settings
-        feed = self._broker.events(READER, settings.prefetch)
+        feed = self._broker.events(KAFKA_READER, settings.prefetch)
         with contextlib.closing(feed):
             bridge = Bridge(feed, self._fitted(), settings.topics)
             log.info("carrying events from %s to Kafka", self._broker.url)
